@@ -1,0 +1,1 @@
+"""Checkpoint → bundle. The only package of monoedge that imports torch."""

@@ -1,0 +1,152 @@
+"""A checkpoint made into a bundle: graphs traced, tensors streamed, the result checked, then put in place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol
+
+import onnx
+
+from export.check import check_bundle
+from export.checkpoint import Checkpoint
+from export.config import CheckpointError, ModelConfig
+from export.graphs import Graph, trace_decoder, trace_vision
+from export.weights import embeddings_size, write_embeddings, write_weights
+from plugins_trt.schema import DOMAIN, VERSION
+from runtime.bundle import (
+    CHAT_TEMPLATE,
+    DECODER_GRAPH,
+    TOKENIZER,
+    VISION_GRAPH,
+    Manifest,
+    ModelFacts,
+)
+from runtime.bundle_writer import BundleWriter
+from runtime.preprocess import ImageProcessor
+
+DEFAULT_MAX_LENGTH = 8192
+"""Tokens that a conversation may have unless ``--max-length`` says otherwise. It costs the size of the rotary
+tables only: caches grow as needed at run time."""
+
+# Constants of the official code's image transform; a checkpoint does not state them.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Bar(Protocol):
+    """The part of a progress bar that is used here."""
+
+    def update(self, n: int) -> object:
+        """Moves on by ``n`` bytes."""
+
+
+MakeBar = Callable[[int], AbstractContextManager[Bar]]
+Say = Callable[[str], None]
+
+
+def export_bundle(
+    checkpoint: Checkpoint,
+    name: str,
+    target: Path,
+    precision: str,
+    max_length: int | None,
+    overwrite: bool,
+    say: Say,
+    make_bar: MakeBar,
+) -> Manifest:
+    """Writes a bundle.
+
+    Args:
+        checkpoint: an opened checkpoint.
+        name: what the manifest calls it.
+        target: the folder to make.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        max_length: tokens that a conversation may have; None for the default.
+        overwrite: replace a bundle that is there already.
+        say: told each step as one line.
+        make_bar: a progress bar over a number of bytes.
+
+    Raises:
+        CheckpointError: a value cannot be exported, or ``max_length`` is beyond the model's positions.
+        BundleError: the target cannot be written.
+    """
+    config = checkpoint.config
+    length = _checked_length(config, max_length)
+    with BundleWriter(target, overwrite) as writer:
+        say("tracing the graphs (no weights in memory)")
+        graphs = {
+            VISION_GRAPH: trace_vision(config, precision),
+            DECODER_GRAPH: trace_decoder(config, precision, length),
+        }
+        size = sum(graph.weights_size for graph in graphs.values()) + embeddings_size(config, precision)
+        # Graphs, tokenizer and templates are a few megabytes.
+        writer.require_space(size + (16 << 20))
+        say(f"writing {size / 1e9:.2f} GB of weights as {precision}")
+        with make_bar(size) as bar:
+            for graph in graphs.values():
+                write_weights(writer, graph, checkpoint, precision, length, bar.update)
+            write_embeddings(writer, checkpoint, precision, bar.update)
+        for file, graph in graphs.items():
+            writer.write(file, graph.model.SerializeToString(deterministic=True))
+        writer.write(TOKENIZER, checkpoint.tokenizer_json.encode())
+        template = json.dumps(checkpoint.template, indent=2, ensure_ascii=False) + "\n"
+        writer.write(CHAT_TEMPLATE, template.encode())
+        manifest = Manifest(
+            name=name,
+            precision=precision,
+            model=_model_facts(config, length),
+            image=_image_processor(config),
+            operators=_operators(graphs),
+            created_by={package: version(package) for package in ("monoedge", "torch", "onnx")},
+        )
+        for line in check_bundle(writer.folder, checkpoint, precision, length):
+            say(line)
+        writer.commit(manifest)
+    return manifest
+
+
+def _checked_length(config: ModelConfig, max_length: int | None) -> int:
+    most = config.max_position_embeddings
+    if max_length is None:
+        return min(DEFAULT_MAX_LENGTH, most)
+    if not 1 <= max_length <= most:
+        raise CheckpointError(
+            f"--max-length {max_length} does not fit: the checkpoint has max_position_embeddings = {most}"
+        )
+    return max_length
+
+
+def _model_facts(config: ModelConfig, max_length: int) -> ModelFacts:
+    return ModelFacts(
+        version=config.version,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        vocab_size=config.vocab_size,
+        max_length=max_length,
+    )
+
+
+def _image_processor(config: ModelConfig) -> ImageProcessor:
+    return ImageProcessor(
+        image_size=config.image_size,
+        tokens_per_tile=config.tokens_per_tile,
+        min_tiles=config.min_tiles,
+        max_tiles=config.max_tiles,
+        use_thumbnail=config.use_thumbnail,
+        dynamic_image_size=config.dynamic_image_size,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )
+
+
+def _operators(graphs: dict[str, Graph]) -> dict[str, int]:
+    nodes: list[onnx.NodeProto] = [node for graph in graphs.values() for node in graph.model.graph.node]
+    return {name: VERSION for name in sorted({node.op_type for node in nodes if node.domain == DOMAIN})}

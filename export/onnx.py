@@ -1,0 +1,89 @@
+"""``python -m export.onnx``: a Mono-InternVL checkpoint made into a bundle of ONNX graphs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from runtime.cli import need, run
+
+_DESCRIPTION = """\
+Makes a bundle from a Mono-InternVL checkpoint: a folder with the ONNX graphs, their weights, the tokenizer
+and a manifest, from which "python -m runtime.chat" answers and TensorRT engines are built.
+
+examples:
+  python -m export.onnx --ckpt examples/shapes/checkpoint -o bundle/
+  python -m export.onnx --ckpt OpenGVLab/Mono-InternVL-2B -o bundle-bf16/ --dtype bf16
+
+The checkpoint is never loaded as a whole: tensors are streamed, and memory stays below 2 GB at any size.
+Nothing is kept of an export that was interrupted or failed."""
+
+
+def main() -> None:
+    """Reads the command line and exports."""
+    parser = argparse.ArgumentParser(
+        prog="python -m export.onnx",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--ckpt",
+        required=True,
+        metavar="CKPT",
+        help="a folder with config.json, *.safetensors and tokenizer.model, or a hub id, which is downloaded",
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", type=Path, help="the bundle to make")
+    parser.add_argument(
+        "--dtype",
+        choices=("fp32", "bf16", "fp16"),
+        default="fp32",
+        help="number format of weights and activations: fp32 for CPUs (the default), bf16 for GPUs; fp16 overflows "
+        "on the released weights",
+    )
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="tokens that a conversation may have, image and answers included (default 8192)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there already")
+    arguments = parser.parse_args()
+
+    need("export", "torch", "onnx", "onnxscript", "safetensors", "sentencepiece", "huggingface_hub", "tqdm")
+    from tqdm import tqdm
+
+    from export.bundle import export_bundle
+    from export.checkpoint import Checkpoint, locate
+    from runtime.bundle_writer import BundleWriter
+
+    BundleWriter(arguments.output, arguments.overwrite)  # refuses a target that exists before a long download
+    folder = locate(arguments.ckpt)
+    checkpoint = Checkpoint(folder)
+    _say(
+        f"{arguments.ckpt}: Mono-InternVL {checkpoint.config.version}, {checkpoint.config.num_hidden_layers} layers, "
+        f"hidden {checkpoint.config.hidden_size}, {checkpoint.source_bytes / 1e9:.2f} GB"
+    )
+    manifest = export_bundle(
+        checkpoint,
+        name=folder.resolve().name if folder == Path(arguments.ckpt).expanduser() else arguments.ckpt,
+        target=arguments.output,
+        precision=arguments.dtype,
+        max_length=arguments.max_length,
+        overwrite=arguments.overwrite,
+        say=_say,
+        make_bar=lambda size: tqdm(total=size, unit="B", unit_scale=True, desc="weights", file=sys.stderr),
+    )
+    total = sum(record.size for record in manifest.files.values())
+    _say(
+        f"{arguments.output}: {total / 1e9:.2f} GB, conversations of up to {manifest.model.max_length} tokens; try\n"
+        f'  python -m runtime.chat --bundle {arguments.output} --image PHOTO "What is in the picture?"'
+    )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 - a command line speaks
+
+
+if __name__ == "__main__":
+    run(main)

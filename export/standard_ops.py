@@ -1,0 +1,115 @@
+"""Standard ONNX operators that PyTorch has no single function for.
+
+Each function computes what the ONNX specification says when it runs eagerly, and becomes exactly one node of
+that name while ``torch.onnx.export`` traces: TensorRT and ONNX Runtime have fused kernels for these nodes, not for
+the dozens of small ones into which the exporter would take them apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+
+def _tracing() -> bool:
+    return torch.compiler.is_exporting()
+
+
+def _node(
+    op_type: str,
+    inputs: Sequence[torch.Tensor | None],
+    attributes: dict[str, int | float],
+    like: torch.Tensor,
+    version: int,
+) -> torch.Tensor:
+    return torch.onnx.ops.symbolic(
+        op_type,
+        inputs,
+        attributes,  # type: ignore[arg-type] # dict is invariant
+        dtype=like.dtype,
+        shape=like.shape,
+        version=version,
+    )
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """``RMSNormalization`` over the last axis: in float32, cast to the type of ``x``, then times ``weight``.
+
+    Args:
+        x: [..., hidden].
+        weight: [hidden].
+        eps: added to the mean square.
+    """
+    if _tracing():
+        return _node("RMSNormalization", [x, weight], {"axis": -1, "epsilon": eps}, x, 23)
+    x32 = x.float()
+    return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
+
+
+def rotary_embedding(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, position_ids: torch.Tensor
+) -> torch.Tensor:
+    """``RotaryEmbedding``, the rotate-half form.
+
+    Args:
+        x: [batch, heads, sequence, head_dim].
+        cos: table [positions, head_dim / 2], of the type of ``x``.
+        sin: the same.
+        position_ids: int64 [batch, sequence].
+    """
+    if _tracing():
+        return _node("RotaryEmbedding", [x, cos, sin, position_ids], {"interleaved": 0}, x, 23)
+    c, s = cos[position_ids].unsqueeze(1), sin[position_ids].unsqueeze(1)
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat((left * c - right * s, right * c + left * s), dim=-1)
+
+
+def tensor_scatter(cache: torch.Tensor, update: torch.Tensor, write_indices: torch.Tensor) -> torch.Tensor:
+    """``TensorScatter`` along the sequence axis: writes ``update`` into a cache of fixed capacity.
+
+    Args:
+        cache: [batch, heads, capacity, head_dim].
+        update: [batch, heads, sequence, head_dim].
+        write_indices: int64 [batch], where the first row of each sequence goes.
+    """
+    if _tracing():
+        return _node("TensorScatter", [cache, update, write_indices], {"axis": 2, "mode": "linear"}, cache, 24)  # type: ignore[dict-item]
+    result = cache.clone()
+    for row, start in enumerate(write_indices.tolist()):
+        result[row, :, start : start + update.shape[2]] = update[row]
+    return result
+
+
+def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """``Attention`` with grouped heads, scale 1/√head_dim and softmax in float32.
+
+    Args:
+        query: [batch, heads, sequence, head_dim].
+        key: [batch, kv_heads, capacity, head_dim].
+        value: the same.
+        mask: bool [batch, 1, sequence, capacity], true where the key is seen.
+    """
+    if _tracing():
+        return _node("Attention", [query, key, value, mask], {"scale": 1 / math.sqrt(query.shape[-1])}, query, 24)
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+    weights = torch.softmax(scores.masked_fill(~mask, float("-inf")), dim=-1, dtype=torch.float32)
+    return weights.to(value.dtype) @ value
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``Gemm`` with transB on the rows of ``x``: the weight is read as it lies, [out, in].
+
+    PyTorch's own translation puts a ``Transpose`` of the weight in front of ``MatMul``, which ONNX Runtime folds
+    into a second copy of the weight in memory.
+    """
+    if not _tracing():
+        return F.linear(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    inputs = [rows, weight] if bias is None else [rows, weight, bias]
+    result = _node("Gemm", inputs, {"transB": 1}, rows.new_empty(rows.shape[0], weight.shape[0]), 13)
+    return result.reshape(*x.shape[:-1], weight.shape[0])

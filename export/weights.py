@@ -1,0 +1,87 @@
+"""Streaming tensors of the checkpoint into the files of a bundle, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+
+from export.checkpoint import Checkpoint
+from export.config import ModelConfig
+from export.graphs import ALIGNMENT, DTYPES, Graph
+from export.modeling import RotaryTable
+from export.tensors import Parameter, decoder_parameters, vision_parameters
+from runtime.bundle import EMBEDDINGS
+from runtime.bundle_writer import BundleWriter
+
+Progress = Callable[[int], object]
+"""Called with the number of bytes just written."""
+
+
+def embeddings_size(config: ModelConfig, precision: str) -> int:
+    """Size of the token embeddings file in bytes."""
+    return config.vocab_size * config.hidden_size * DTYPES[precision].itemsize
+
+
+def write_weights(
+    writer: BundleWriter,
+    graph: Graph,
+    checkpoint: Checkpoint,
+    precision: str,
+    max_length: int,
+    progress: Progress,
+) -> None:
+    """Writes the external data file of a graph, in the order of its slots.
+
+    Raises:
+        CheckpointError: a tensor holds values that cannot be exported.
+    """
+    config = checkpoint.config
+    parameters = {item.name: item for item in vision_parameters(config) + decoder_parameters(config)}
+    rope = RotaryTable(config, max_length)
+    tables = {"rope.cos": rope.cos, "rope.sin": rope.sin}
+    file = writer.open(graph.weights_file)
+    try:
+        for slot in graph.slots:
+            file.pad_to(ALIGNMENT)
+            if file.size != slot.offset:
+                raise AssertionError(f"{slot.name} should start at {slot.offset}, the file is at {file.size}")
+            for block in _blocks(slot.name, parameters, tables, checkpoint, DTYPES[precision]):
+                data = as_bytes(block)
+                file.write(data)
+                progress(data.nbytes)
+    finally:
+        file.close()
+    writer.add(graph.weights_file, file)
+
+
+def write_embeddings(
+    writer: BundleWriter, checkpoint: Checkpoint, precision: str, progress: Progress
+) -> None:
+    """Writes the token embeddings, [vocab, hidden] row by row."""
+    file = writer.open(EMBEDDINGS)
+    try:
+        for block in checkpoint.embedding_blocks(DTYPES[precision]):
+            data = as_bytes(block)
+            file.write(data)
+            progress(data.nbytes)
+    finally:
+        file.close()
+    writer.add(EMBEDDINGS, file)
+
+
+def as_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor, row-major, little-endian. numpy has no bfloat16, so the bytes go as they are."""
+    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
+
+
+def _blocks(
+    name: str,
+    parameters: dict[str, Parameter],
+    tables: dict[str, torch.Tensor],
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+) -> Iterable[torch.Tensor]:
+    if name in tables:
+        return [tables[name].to(dtype)]
+    return checkpoint.blocks(parameters[name], dtype)

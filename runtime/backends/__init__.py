@@ -1,0 +1,82 @@
+"""Backends: what computes. Each is imported only when it is chosen.
+
+A backend runs the graphs of a bundle; it knows tensors, not conversations. ``Backend`` and ``Context`` are all that
+the rest of the runtime sees of one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.bundle import Bundle
+from runtime.errors import OptionError
+
+Array = npt.NDArray[Any]
+
+
+class Context(Protocol):
+    """The caches of one sequence. Not shared between threads."""
+
+    capacity: int
+    """Tokens that the caches have room for now."""
+
+    def reserve(self, capacity: int) -> None:
+        """Grows the caches to at least ``capacity`` tokens; what they hold stays.
+
+        Raises:
+            BackendError: there is not enough memory.
+        """
+
+    def forward(self, inputs_embeds: Array, visual_mask: npt.NDArray[np.bool_], start: int) -> Array:
+        """Runs tokens ``start`` … ``start + n`` of the sequence and keeps their keys and values.
+
+        Args:
+            inputs_embeds: [n, hidden] in the bundle's number format; ``start + n`` is within ``capacity``.
+            visual_mask: [n], true for visual tokens.
+            start: how many tokens of the caches are valid before.
+
+        Returns:
+            float32 logits of the last token, [vocab]. The array is the caller's to keep.
+        """
+
+
+class Backend(Protocol):
+    """The graphs of one bundle, ready to run; may be used from several threads at once."""
+
+    description: str
+    """What computes, for people: library, version and device."""
+
+    def encode_image(self, pixel_values: npt.NDArray[np.float32]) -> Array:
+        """[tiles, 3, size, size] → [tiles · tokens_per_tile, hidden] in the bundle's number format."""
+
+    def new_context(self) -> Context:
+        """Empty caches for a new sequence."""
+
+
+# Where each backend's class is: module, class.
+_BACKENDS = {"onnxruntime": ("runtime.backends.onnxruntime", "OnnxRuntimeBackend")}
+
+DEFAULT = "onnxruntime"
+
+
+def open_backend(name: str | None, bundle: Bundle, threads: int | None) -> Backend:
+    """Opens a bundle with a backend.
+
+    Args:
+        name: one of the backends, or None for the default.
+        bundle: what to run.
+        threads: CPU threads to compute with; None lets the backend choose.
+
+    Raises:
+        OptionError: no backend of that name.
+        BackendError: it is not installed, or cannot run this bundle.
+    """
+    if (name or DEFAULT) not in _BACKENDS:
+        raise OptionError(f"backend {name!r} is not known, expected one of: {', '.join(_BACKENDS)}")
+    module, class_name = _BACKENDS[name or DEFAULT]
+    backend: Backend = getattr(importlib.import_module(module), class_name)(bundle, threads)
+    return backend

@@ -1,0 +1,237 @@
+"""The bundle: a folder that holds everything needed to answer, and the manifest that describes it.
+
+``export`` and ``calibration`` write bundles through ``runtime.bundle_writer``; this module is the format itself and
+its reader. Names of files, keys and versions are written here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.errors import BundleError
+from runtime.preprocess import ImageProcessor
+
+FORMAT = "monoedge-bundle"
+FORMAT_VERSION = 1
+"""Raised whenever a reader of the old version would misread a bundle."""
+
+MANIFEST = "manifest.json"
+VISION_GRAPH, VISION_WEIGHTS = "vision.onnx", "vision.weights"
+DECODER_GRAPH, DECODER_WEIGHTS = "decoder.onnx", "decoder.weights"
+EMBEDDINGS = "token_embeddings.bin"
+TOKENIZER = "tokenizer.json"
+CHAT_TEMPLATE = "chat_template.json"
+REQUIRED_FILES = (
+    VISION_GRAPH,
+    VISION_WEIGHTS,
+    DECODER_GRAPH,
+    DECODER_WEIGHTS,
+    EMBEDDINGS,
+    TOKENIZER,
+    CHAT_TEMPLATE,
+)
+
+PRECISIONS = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2"), "bf16": np.dtype("<u2")}
+"""Number formats of a bundle, and how numpy holds them: it has no bfloat16, so its bits are kept as uint16."""
+
+OPERATOR_VERSIONS = {"FusedMoE": 1, "ExpertLinear": 1}
+"""The versions of the custom operators that this runtime understands."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the runtime needs to know of the model; sizes in elements, lengths in tokens."""
+
+    version: str
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_length: int
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size in bytes and SHA-256 of one file of the bundle."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``manifest.json``: what the bundle holds and what made it."""
+
+    name: str
+    precision: str
+    model: ModelFacts
+    image: ImageProcessor
+    operators: dict[str, int]
+    created_by: dict[str, str]
+    files: dict[str, FileRecord] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The manifest as indented JSON, keys in a fixed order."""
+        values = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self), "image": self.image.to_json()}
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Reads a manifest.
+
+        Raises:
+            BundleError: not a manifest, or of a version that this runtime does not understand.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise BundleError(f"{MANIFEST} is not valid JSON ({error}); export the bundle again") from None
+        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+            raise BundleError(f'{MANIFEST} is not a bundle manifest: key "format" should be "{FORMAT}"')
+        version = values.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            advice = "update monoedge" if isinstance(version, int) and version > FORMAT_VERSION else "export it again"
+            raise BundleError(
+                f"the bundle has format version {version}, this runtime reads {FORMAT_VERSION}: {advice}"
+            )
+        try:
+            manifest = cls(
+                name=_typed(values, "name", str),
+                precision=_typed(values, "precision", str),
+                model=_record(ModelFacts, _typed(values, "model", dict)),
+                image=ImageProcessor.from_json(_typed(values, "image", dict)),
+                operators=_typed(values, "operators", dict),
+                created_by=_typed(values, "created_by", dict),
+                files={
+                    name: _record(FileRecord, record) for name, record in _typed(values, "files", dict).items()
+                },
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BundleError(f"{MANIFEST} is damaged: {error}; export the bundle again") from None
+        manifest._check()
+        return manifest
+
+    def _check(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise BundleError(
+                f"the bundle has precision {self.precision!r}, this runtime reads {', '.join(PRECISIONS)}: "
+                "update monoedge"
+            )
+        for name, version in self.operators.items():
+            if OPERATOR_VERSIONS.get(name) != version:
+                raise BundleError(
+                    f"the bundle uses version {version} of operator {name}, this runtime knows "
+                    f"{OPERATOR_VERSIONS.get(name, 'none')}: export it again with the monoedge installed here"
+                )
+        for name in self.files:
+            if Path(name).is_absolute() or ".." in Path(name).parts or "\\" in name:
+                raise BundleError(f"{MANIFEST} names {name!r}, which lies outside the bundle: not a bundle to trust")
+        for name in REQUIRED_FILES:
+            if name not in self.files:
+                raise BundleError(f"{MANIFEST} does not list {name}: export the bundle again")
+
+
+def _typed(values: dict[str, Any], key: str, kind: type) -> Any:  # noqa: ANN401 - checked right here
+    value = values[key]
+    if type(value) is not kind:
+        raise TypeError(f"{key} should be {kind.__name__}, got {json.dumps(value)}")
+    return value
+
+
+def _record(kind: type, values: dict[str, Any]) -> Any:  # noqa: ANN401 - an instance of ``kind``
+    types = {item.name: {"int": int, "str": str}[str(item.type)] for item in fields(kind)}
+    return kind(**{name: _typed(values, name, expected) for name, expected in types.items()})
+
+
+class Bundle:
+    """An opened bundle, its files present with the sizes that the manifest gives.
+
+    Args:
+        folder: the bundle.
+        verify: compare the SHA-256 of every file too, which reads all of it.
+        progress: called with the number of bytes just hashed.
+
+    Raises:
+        BundleError: no bundle, or one that this runtime does not understand, or a file missing or altered.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        verify: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.folder = Path(folder).expanduser()
+        if not self.folder.is_dir():
+            raise BundleError(
+                f"{self.folder}: no such bundle; make one with: python -m export.onnx --ckpt CKPT -o {self.folder}"
+            )
+        try:
+            text = (self.folder / MANIFEST).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise BundleError(f"{self.folder} is not a bundle: it has no {MANIFEST}") from None
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{self.folder / MANIFEST} cannot be read: {error}") from None
+        try:
+            self.manifest = Manifest.from_json(text)
+        except BundleError as error:
+            raise BundleError(f"{self.folder}: {error}") from None
+        for name, record in self.manifest.files.items():
+            self._check_file(name, record, verify, progress)
+
+    def path(self, name: str) -> Path:
+        """The path of a file that the manifest lists."""
+        return self.folder / name
+
+    def embeddings(self) -> npt.NDArray[Any]:
+        """Token embeddings, memory-mapped: [vocab, hidden] in ``PRECISIONS[precision]``."""
+        model = self.manifest.model
+        try:
+            return np.memmap(
+                self.path(EMBEDDINGS),
+                dtype=PRECISIONS[self.manifest.precision],
+                mode="r",
+                shape=(model.vocab_size, model.hidden_size),
+            )
+        except ValueError as error:
+            raise BundleError(f"{self.path(EMBEDDINGS)} does not fit {MANIFEST}: {error}") from None
+
+    def _check_file(
+        self, name: str, record: FileRecord, verify: bool, progress: Callable[[int], None] | None
+    ) -> None:
+        file = self.folder / name
+        if not file.resolve().is_relative_to(self.folder.resolve()):
+            raise BundleError(f"{file} leads outside the bundle: not a bundle to trust")
+        if not file.is_file():
+            raise BundleError(f"{file} is missing: copy the bundle again, or export it again")
+        size = file.stat().st_size
+        if size != record.size:
+            raise BundleError(
+                f"{file} has {size:,} bytes, {MANIFEST} says {record.size:,}: copy the bundle again, or export it again"
+            )
+        if verify and sha256_of(file, progress) != record.sha256:
+            raise BundleError(
+                f"{file} was altered: its SHA-256 is not that of {MANIFEST}; copy the bundle again, or export it again"
+            )
+
+
+def sha256_of(file: Path, progress: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+            if progress is not None:
+                progress(len(block))
+    return digest.hexdigest()

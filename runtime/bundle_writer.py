@@ -1,0 +1,127 @@
+"""Writing a bundle so that nothing half-written ever looks like one.
+
+Files go into a hidden folder beside the target; the manifest comes last, and a rename puts the whole in place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from runtime.bundle import MANIFEST, FileRecord, Manifest
+from runtime.errors import BundleError
+
+
+class HashingFile:
+    """A file that is hashed while it is written. Use as a context manager."""
+
+    def __init__(self, file: Path) -> None:
+        self._file: BinaryIO = file.open("wb")
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Appends bytes; an array is written as the bytes it holds."""
+        self._file.write(data)
+        self._digest.update(data)
+        self.size += memoryview(data).nbytes
+
+    def pad_to(self, alignment: int) -> None:
+        """Appends zeros up to the next multiple of ``alignment``."""
+        self.write(bytes(-self.size % alignment))
+
+    def record(self) -> FileRecord:
+        """Size and hash of what was written."""
+        return FileRecord(self.size, self._digest.hexdigest())
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        self._file.close()
+
+
+class BundleWriter:
+    """A context manager that collects the files of a bundle; left without ``commit``, it leaves nothing.
+
+    Args:
+        target: the folder to make.
+        overwrite: replace a bundle that is there already.
+
+    Raises:
+        BundleError: the target exists, or is no bundle and so not ours to replace.
+    """
+
+    def __init__(self, target: Path, overwrite: bool = False) -> None:
+        self.target = target.expanduser().resolve()
+        if self.target.exists():
+            if not overwrite:
+                raise BundleError(f"{target} exists already: choose another folder, or add --overwrite")
+            if not self.target.is_dir() or (any(self.target.iterdir()) and not (self.target / MANIFEST).is_file()):
+                raise BundleError(f"{target} is not a bundle, so --overwrite leaves it alone: choose another folder")
+        self._records: dict[str, FileRecord] = {}
+
+    def __enter__(self) -> BundleWriter:
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            prefix = f".{self.target.name}.partial-"
+            self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=self.target.parent))
+            self.folder.chmod(0o755)
+        except OSError as error:
+            raise BundleError(f"{self.target} cannot be made: {error.strerror}") from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise BundleError(f"writing {self.target} failed: {error.strerror or error}; nothing was kept") from None
+
+    def require_space(self, size: int) -> None:
+        """Checks that ``size`` bytes fit on the disk, before any work.
+
+        Raises:
+            BundleError: they do not, with both numbers.
+        """
+        free = shutil.disk_usage(self.folder).free
+        if free < size:
+            raise BundleError(
+                f"the bundle needs {size / 1e9:.2f} GB, {self.target.parent} has {free / 1e9:.2f} GB free: "
+                "free some space, or choose another disk with -o"
+            )
+
+    def open(self, name: str) -> HashingFile:
+        """A new file of the bundle; ``close`` it with ``add``."""
+        return HashingFile(self.folder / name)
+
+    def add(self, name: str, file: HashingFile) -> None:
+        """Closes a file and takes it into the manifest."""
+        file.close()
+        self._records[name] = file.record()
+
+    def write(self, name: str, data: bytes) -> None:
+        """A whole file at once."""
+        file = self.open(name)
+        file.write(data)
+        self.add(name, file)
+
+    def commit(self, manifest: Manifest) -> None:
+        """Writes the manifest, with the files collected, and puts the bundle in place."""
+        records = {name: self._records[name] for name in sorted(self._records)}
+        (self.folder / MANIFEST).write_text(replace(manifest, files=records).to_json(), encoding="utf-8")
+        if not self.target.exists():
+            self.folder.rename(self.target)
+            return
+        old = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.old-", dir=self.target.parent))
+        os.replace(self.target, old)
+        try:
+            self.folder.rename(self.target)
+        except OSError:
+            os.replace(old, self.target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,46 @@
+"""What all command lines share: errors as one line and exit code 2, interruption without a traceback."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+from runtime.errors import MonoedgeError
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a command line's ``main`` and exits.
+
+    Exit codes: 0; 2 for an error that the user can mend, told in one line; 130 when interrupted; 143 when ended.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        main()
+    except MonoedgeError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a command line speaks
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def need(extra: str, *modules: str) -> None:
+    """Checks that the packages of an extra are installed, without importing them.
+
+    Raises:
+        MonoedgeError: one is missing, with the command that adds it.
+    """
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise MonoedgeError(f"{module} is not installed; this adds it: pip install 'monoedge[{extra}]'")
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    # As an exception, so that unfinished output is cleaned up.
+    sys.exit(128 + signum)

@@ -1,0 +1,31 @@
+"""The errors that monoedge raises on purpose.
+
+Each message is one line that says what was expected, what came and how to fix it. Command lines print it and
+exit with code 2; anything else that escapes is a defect of ours.
+"""
+
+from __future__ import annotations
+
+
+class MonoedgeError(Exception):
+    """Base of every error that a user can cause and mend."""
+
+
+class BundleError(MonoedgeError):
+    """A bundle that is missing, incomplete, altered, or of another format version."""
+
+
+class ImageError(MonoedgeError):
+    """An image that cannot be read, or of an unsupported type or shape."""
+
+
+class PromptError(MonoedgeError):
+    """A prompt that does not fit its images or the cache."""
+
+
+class OptionError(MonoedgeError):
+    """An option out of range, or one that contradicts another."""
+
+
+class BackendError(MonoedgeError):
+    """A backend that is not installed or cannot run this bundle."""
