@@ -149,4 +149,4 @@ def _image_processor(config: ModelConfig) -> ImageProcessor:
 
 def _operators(graphs: dict[str, Graph]) -> dict[str, int]:
     nodes: list[onnx.NodeProto] = [node for graph in graphs.values() for node in graph.model.graph.node]
-    return {name: VERSION for name in sorted({node.op_type for node in nodes if node.domain == DOMAIN})}
+    return dict.fromkeys(sorted({node.op_type for node in nodes if node.domain == DOMAIN}), VERSION)

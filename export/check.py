@@ -13,8 +13,7 @@ import torch
 from export.checkpoint import Checkpoint
 from export.config import CheckpointError
 from export.graphs import DTYPES, cache_names
-from export.modeling import Decoder, Vision, default_dtype
-from export.tensors import Parameter, decoder_parameters, vision_parameters
+from export.loading import load_decoder, load_vision
 from runtime.bundle import DECODER_GRAPH, VISION_GRAPH
 
 SMALL_BYTES = 256 << 20
@@ -68,34 +67,6 @@ def check_bundle(folder: Path, checkpoint: Checkpoint, precision: str, max_lengt
             f"{TOLERANCE[precision]:.0e}" + ("; float16 may overflow here, use --dtype bf16" * (precision == "fp16"))
         )
     yield f"checked: a forward pass differs from PyTorch by {worst:.1e} of the largest value"
-
-
-def load_decoder(
-    checkpoint: Checkpoint, dtype: torch.dtype, max_length: int, last_only: bool = True
-) -> Decoder:
-    """The PyTorch decoder with the checkpoint's weights, all in memory."""
-    with default_dtype(dtype):
-        module = Decoder(checkpoint.config, max_length, last_only).eval()
-    _load(module, decoder_parameters(checkpoint.config), checkpoint, dtype)
-    return module
-
-
-def load_vision(checkpoint: Checkpoint, dtype: torch.dtype) -> Vision:
-    """The PyTorch vision module with the checkpoint's weights."""
-    with default_dtype(dtype):
-        module = Vision(checkpoint.config).eval()
-    _load(module, vision_parameters(checkpoint.config), checkpoint, dtype)
-    return module
-
-
-def _load(
-    module: torch.nn.Module, parameters: list[Parameter], checkpoint: Checkpoint, dtype: torch.dtype
-) -> None:
-    state = {
-        item.name: torch.cat([block.flatten() for block in checkpoint.blocks(item, dtype)]).reshape(item.shape)
-        for item in parameters
-    }
-    module.load_state_dict({**module.state_dict(), **state})
 
 
 def _compare_vision(session: Any, checkpoint: Checkpoint, precision: str, max_length: int) -> float:  # noqa: ANN401

@@ -172,6 +172,4 @@ def _read_shard(file: Path) -> dict[str, _Entry]:
     except FileNotFoundError:
         raise CheckpointError(f"{file} is missing, {INDEX_FILE} names it; download the checkpoint again") from None
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{file} is truncated or damaged ({error}); download the checkpoint again"
-        ) from None
+        raise CheckpointError(f"{file} is truncated or damaged ({error}); download the checkpoint again") from None

@@ -83,9 +83,7 @@ class _Reader:
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:
-            raise CheckpointError(
-                f"{self.file}: {self.prefix}{key} should be {kind.__name__}, got {json.dumps(value)}"
-            )
+            raise CheckpointError(f"{self.file}: {self.prefix}{key} should be {kind.__name__}, got {json.dumps(value)}")
         return value
 
     def positive(self, key: str, default: int | None = None) -> int:
@@ -131,7 +129,7 @@ def read_config(folder: Path) -> ModelConfig:
     root = _Reader(folder / "config.json", read_json(folder / "config.json"))
     if root.values.get("model_type") != "internvl_chat" or "llm_config" not in root.values:
         raise CheckpointError(
-            f'{root.file}: model_type = {json.dumps(root.values.get("model_type"))} is not a Mono-InternVL, '
+            f"{root.file}: model_type = {json.dumps(root.values.get('model_type'))} is not a Mono-InternVL, "
             'expected "internvl_chat" with an llm_config'
         )
     llm, vision = root.section("llm_config"), root.section("vision_config")
@@ -157,9 +155,14 @@ def read_config(folder: Path) -> ModelConfig:
         raise llm.unsupported("num_attention_heads", f"a divisor of hidden_size {hidden} with even heads", heads)
     if heads % kv_heads:
         raise llm.unsupported("num_key_value_heads", f"a divisor of num_attention_heads {heads}", kv_heads)
-    image_size, patch = root.positive("force_image_size", vision.positive("image_size")), vision.positive("patch_size")
+    image_size, patch = (
+        root.positive("force_image_size", vision.positive("image_size")),
+        vision.positive("patch_size"),
+    )
     if image_size != vision.positive("image_size"):
-        raise root.unsupported("force_image_size", f"vision_config.image_size {vision.positive('image_size')}", image_size)
+        raise root.unsupported(
+            "force_image_size", f"vision_config.image_size {vision.positive('image_size')}", image_size
+        )
     ratio = root.get("downsample_ratio", float)
     shuffle = round(1 / ratio) if 0 < ratio <= 1 else 0
     if shuffle == 0 or abs(ratio * shuffle - 1) > 1e-6 or image_size % (patch * shuffle):

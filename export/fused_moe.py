@@ -98,12 +98,12 @@ def _expert_linear_eager(
     )
 
 
-@torch.library.register_fake(f"{DOMAIN}::{_python_name(FUSED_MOE)}")
+@torch.library.register_fake(f"{DOMAIN}::{_python_name(FUSED_MOE)}")  # type: ignore[untyped-decorator]
 def _fused_moe_fake(hidden_states: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(hidden_states)
 
 
-@torch.library.register_fake(f"{DOMAIN}::{_python_name(EXPERT_LINEAR)}")
+@torch.library.register_fake(f"{DOMAIN}::{_python_name(EXPERT_LINEAR)}")  # type: ignore[untyped-decorator]
 def _expert_linear_fake(
     hidden_states: torch.Tensor, visual_mask: torch.Tensor, text_weight: torch.Tensor, *_: torch.Tensor
 ) -> torch.Tensor:

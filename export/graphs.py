@@ -75,9 +75,7 @@ def trace_vision(config: ModelConfig, precision: str) -> Graph:
     with FakeTensorMode(), modeling.default_dtype(dtype):
         module = modeling.Vision(config).eval()
         pixels = torch.empty(2, 3, config.image_size, config.image_size)
-        program = _export(
-            module, (pixels,), ({0: Dim("tiles", min=1, max=4096)},), ["pixel_values"], ["visual_embeds"]
-        )
+        program = _export(module, (pixels,), ({0: Dim("tiles", min=1, max=4096)},), ["pixel_values"], ["visual_embeds"])
     return _finish(program, "vision", vision_parameters(config), [], dtype, VISION_WEIGHTS)
 
 
@@ -85,7 +83,11 @@ def trace_decoder(config: ModelConfig, precision: str, max_length: int) -> Graph
     """``decoder.onnx``: see ``modeling.Decoder.forward``; the caches are inputs and outputs one by one."""
     dtype = DTYPES[precision]
     layers = config.num_hidden_layers
-    batch, sequence, capacity = Dim("batch", max=1024), Dim("sequence", max=1 << 20), Dim("capacity", max=1 << 20)
+    batch, sequence, capacity = (
+        Dim("batch", max=1024),
+        Dim("sequence", max=1 << 20),
+        Dim("capacity", max=1 << 20),
+    )
     with FakeTensorMode(), modeling.default_dtype(dtype):
         module = modeling.Decoder(config, max_length).eval()
         cache = torch.empty(2, config.num_key_value_heads, 16, config.head_dim)
@@ -101,7 +103,13 @@ def trace_decoder(config: ModelConfig, precision: str, max_length: int) -> Graph
             module,
             arguments,
             (tokens, tokens, tokens, {0: batch}, [{0: batch, 2: capacity}] * (2 * layers)),
-            ["inputs_embeds", "visual_mask", "position_ids", "write_indices", *cache_names(layers, "past_key_values")],
+            [
+                "inputs_embeds",
+                "visual_mask",
+                "position_ids",
+                "write_indices",
+                *cache_names(layers, "past_key_values"),
+            ],
             ["logits", *cache_names(layers, "present")],
         )
     rope = (max_length, config.head_dim // 2)
@@ -165,7 +173,7 @@ def _finish(
     offset, slots = 0, []
     for parameter in expected.values():
         value = graph.initializers[parameter.name]
-        shape = tuple(int(size) for size in value.shape or ())
+        shape = value.shape.numpy() if value.shape is not None else ()
         if shape != parameter.shape:
             raise AssertionError(f"{parameter.name}: the map says {parameter.shape}, the model has {shape}")
         size = torch.Size(shape).numel() * dtype.itemsize
@@ -175,7 +183,11 @@ def _finish(
             weights_file, offset, size, value.dtype, shape=ir.Shape(shape), name=parameter.name
         )
         offset = -(-(offset + size) // ALIGNMENT) * ALIGNMENT
-    for simplify in (IdentityEliminationPass(), CommonSubexpressionEliminationPass(), RemoveUnusedNodesPass()):
+    for simplify in (
+        IdentityEliminationPass(),
+        CommonSubexpressionEliminationPass(),
+        RemoveUnusedNodesPass(),
+    ):
         simplify(model)
     _name_by_place(graph)
     _drop_traces(model)

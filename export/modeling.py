@@ -63,7 +63,10 @@ class ExpertLinear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
-        self.text_weight, self.visual_weight = _empty(out_features, in_features), _empty(out_features, in_features)
+        self.text_weight, self.visual_weight = (
+            _empty(out_features, in_features),
+            _empty(out_features, in_features),
+        )
 
     def forward(self, x: torch.Tensor, visual_mask: torch.Tensor) -> torch.Tensor:
         """[batch, sequence, in] → [batch, sequence, out]."""
@@ -80,9 +83,7 @@ class FusedMoE(nn.Module):
 
     def forward(self, x: torch.Tensor, visual_mask: torch.Tensor) -> torch.Tensor:
         """[batch, sequence, hidden] → the same."""
-        return fused_moe(
-            x, visual_mask, self.text_gate_up, self.text_down, self.visual_gate_up, self.visual_down
-        )
+        return fused_moe(x, visual_mask, self.text_gate_up, self.text_down, self.visual_gate_up, self.visual_down)
 
 
 class RotaryTable(nn.Module):
@@ -92,6 +93,8 @@ class RotaryTable(nn.Module):
         super().__init__()
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
         angles = torch.outer(torch.arange(max_length, dtype=torch.float32), 1.0 / config.rope_theta**exponents)
+        self.cos: torch.Tensor
+        self.sin: torch.Tensor
         self.register_buffer("cos", angles.cos().to(torch.get_default_dtype()))
         self.register_buffer("sin", angles.sin().to(torch.get_default_dtype()))
 

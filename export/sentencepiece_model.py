@@ -163,9 +163,7 @@ def _check_overlaps(pieces: list[Piece]) -> None:
                 if _overlap(piece.text, other) or _overlap(other, piece.text):
                     raise TokenizerError(f"the user-defined piece {piece.text!r} overlaps with {other!r}")
             if " " in piece.text:
-                raise TokenizerError(
-                    f"the user-defined piece {piece.text!r} has a space that is not written ▁"
-                )
+                raise TokenizerError(f"the user-defined piece {piece.text!r} has a space that is not written ▁")
 
 
 def _overlap(left: str, right: str) -> bool:

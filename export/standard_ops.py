@@ -8,7 +8,7 @@ the dozens of small ones into which the exporter would take them apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +21,14 @@ def _tracing() -> bool:
 def _node(
     op_type: str,
     inputs: Sequence[torch.Tensor | None],
-    attributes: dict[str, int | float],
+    attributes: Mapping[str, int | float | str],
     like: torch.Tensor,
     version: int,
 ) -> torch.Tensor:
     return torch.onnx.ops.symbolic(
         op_type,
         inputs,
-        attributes,  # type: ignore[arg-type] # dict is invariant
+        dict(attributes),
         dtype=like.dtype,
         shape=like.shape,
         version=version,
@@ -49,9 +49,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
 
 
-def rotary_embedding(
-    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, position_ids: torch.Tensor
-) -> torch.Tensor:
+def rotary_embedding(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
     """``RotaryEmbedding``, the rotate-half form.
 
     Args:
@@ -76,7 +74,7 @@ def tensor_scatter(cache: torch.Tensor, update: torch.Tensor, write_indices: tor
         write_indices: int64 [batch], where the first row of each sequence goes.
     """
     if _tracing():
-        return _node("TensorScatter", [cache, update, write_indices], {"axis": 2, "mode": "linear"}, cache, 24)  # type: ignore[dict-item]
+        return _node("TensorScatter", [cache, update, write_indices], {"axis": 2, "mode": "linear"}, cache, 24)
     result = cache.clone()
     for row, start in enumerate(write_indices.tolist()):
         result[row, :, start : start + update.shape[2]] = update[row]

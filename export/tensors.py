@@ -21,7 +21,8 @@ BLOCK_BYTES = 32 << 20
 class RowReader(Protocol):
     """Reads rows [start, stop) of a tensor of the checkpoint."""
 
-    def __call__(self, name: str, start: int, stop: int) -> torch.Tensor: ...
+    def __call__(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """The rows, in the number format that the file has."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,7 @@ def decoder_parameters(config: ModelConfig) -> list[Parameter]:
         )
         for weight, suffix in attention_experts:
             source = Source(f"{attention}wqkv{suffix}.weight", (qkv_rows, hidden))
-            parameters.append(
-                Parameter(f"{ours}attention.qkv.{weight}", (qkv_rows, hidden), (source,), "qkv")
-            )
+            parameters.append(Parameter(f"{ours}attention.qkv.{weight}", (qkv_rows, hidden), (source,), "qkv"))
         for weight, suffix in attention_experts:
             parameters.append(
                 _plain(f"{ours}attention.output.{weight}", f"{attention}wo{suffix}.weight", (hidden, hidden))

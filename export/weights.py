@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from export.checkpoint import Checkpoint
@@ -55,9 +57,7 @@ def write_weights(
     writer.add(graph.weights_file, file)
 
 
-def write_embeddings(
-    writer: BundleWriter, checkpoint: Checkpoint, precision: str, progress: Progress
-) -> None:
+def write_embeddings(writer: BundleWriter, checkpoint: Checkpoint, precision: str, progress: Progress) -> None:
     """Writes the token embeddings, [vocab, hidden] row by row."""
     file = writer.open(EMBEDDINGS)
     try:
@@ -72,7 +72,8 @@ def write_embeddings(
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor, row-major, little-endian. numpy has no bfloat16, so the bytes go as they are."""
-    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    array: npt.NDArray[np.uint8] = tensor.contiguous().flatten().view(torch.uint8).numpy()
+    return array.data
 
 
 def _blocks(

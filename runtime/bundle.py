@@ -39,7 +39,7 @@ REQUIRED_FILES = (
     CHAT_TEMPLATE,
 )
 
-PRECISIONS = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2"), "bf16": np.dtype("<u2")}
+PRECISIONS: dict[str, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2"), "bf16": np.dtype("<u2")}
 """Number formats of a bundle, and how numpy holds them: it has no bfloat16, so its bits are kept as uint16."""
 
 OPERATOR_VERSIONS = {"FusedMoE": 1, "ExpertLinear": 1}
@@ -83,7 +83,12 @@ class Manifest:
 
     def to_json(self) -> str:
         """The manifest as indented JSON, keys in a fixed order."""
-        values = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self), "image": self.image.to_json()}
+        values = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            **asdict(self),
+            "image": self.image.to_json(),
+        }
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -102,9 +107,7 @@ class Manifest:
         version = values.pop("format_version", None)
         if version != FORMAT_VERSION:
             advice = "update monoedge" if isinstance(version, int) and version > FORMAT_VERSION else "export it again"
-            raise BundleError(
-                f"the bundle has format version {version}, this runtime reads {FORMAT_VERSION}: {advice}"
-            )
+            raise BundleError(f"the bundle has format version {version}, this runtime reads {FORMAT_VERSION}: {advice}")
         try:
             manifest = cls(
                 name=_typed(values, "name", str),
@@ -113,9 +116,7 @@ class Manifest:
                 image=ImageProcessor.from_json(_typed(values, "image", dict)),
                 operators=_typed(values, "operators", dict),
                 created_by=_typed(values, "created_by", dict),
-                files={
-                    name: _record(FileRecord, record) for name, record in _typed(values, "files", dict).items()
-                },
+                files={name: _record(FileRecord, record) for name, record in _typed(values, "files", dict).items()},
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise BundleError(f"{MANIFEST} is damaged: {error}; export the bundle again") from None
@@ -207,9 +208,7 @@ class Bundle:
         except ValueError as error:
             raise BundleError(f"{self.path(EMBEDDINGS)} does not fit {MANIFEST}: {error}") from None
 
-    def _check_file(
-        self, name: str, record: FileRecord, verify: bool, progress: Callable[[int], None] | None
-    ) -> None:
+    def _check_file(self, name: str, record: FileRecord, verify: bool, progress: Callable[[int], None] | None) -> None:
         file = self.folder / name
         if not file.resolve().is_relative_to(self.folder.resolve()):
             raise BundleError(f"{file} leads outside the bundle: not a bundle to trust")

@@ -6,7 +6,6 @@ Files go into a hidden folder beside the target; the manifest comes last, and a 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from dataclasses import replace
@@ -118,10 +117,10 @@ class BundleWriter:
             self.folder.rename(self.target)
             return
         old = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.old-", dir=self.target.parent))
-        os.replace(self.target, old)
+        self.target.replace(old)
         try:
             self.folder.rename(self.target)
         except OSError:
-            os.replace(old, self.target)
+            old.replace(self.target)
             raise
         shutil.rmtree(old, ignore_errors=True)

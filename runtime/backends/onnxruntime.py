@@ -132,4 +132,5 @@ class OnnxRuntimeContext:
         logits = np.empty((1, self._backend.bundle.manifest.model.vocab_size), np.float32)
         self._binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
         self._backend.decoder.run_with_iobinding(self._binding)
-        return logits[0]
+        last: Array = logits[0]
+        return last

@@ -1,0 +1,33 @@
+"""The PyTorch modules with a checkpoint's weights in memory: the reference that exports are compared with."""
+
+from __future__ import annotations
+
+import torch
+
+from export.checkpoint import Checkpoint
+from export.modeling import Decoder, Vision, default_dtype
+from export.tensors import Parameter, decoder_parameters, vision_parameters
+
+
+def load_decoder(checkpoint: Checkpoint, dtype: torch.dtype, max_length: int, last_only: bool = True) -> Decoder:
+    """The PyTorch decoder with the checkpoint's weights, all in memory."""
+    with default_dtype(dtype):
+        module = Decoder(checkpoint.config, max_length, last_only).eval()
+    _load(module, decoder_parameters(checkpoint.config), checkpoint, dtype)
+    return module
+
+
+def load_vision(checkpoint: Checkpoint, dtype: torch.dtype) -> Vision:
+    """The PyTorch vision module with the checkpoint's weights."""
+    with default_dtype(dtype):
+        module = Vision(checkpoint.config).eval()
+    _load(module, vision_parameters(checkpoint.config), checkpoint, dtype)
+    return module
+
+
+def _load(module: torch.nn.Module, parameters: list[Parameter], checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    state = {
+        item.name: torch.cat([block.flatten() for block in checkpoint.blocks(item, dtype)]).reshape(item.shape)
+        for item in parameters
+    }
+    module.load_state_dict({**module.state_dict(), **state})

@@ -1,0 +1,211 @@
+"""One answer, generated while it is read."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.conversation import Prompt
+from runtime.generation import Sequence
+from runtime.options import AnswerOptions
+from runtime.sampling import Sampler
+from runtime.tokenizer import StreamDecoder, Tokenizer
+
+
+@dataclass
+class Stats:
+    """What an answer took; times in seconds.
+
+    Attributes:
+        prompt_tokens: tokens of the whole conversation up to the answer.
+        visual_tokens: those of them that belong to images.
+        reused_tokens: those of them that the cache held already.
+        generated_tokens: tokens of the answer, the one that ended it included.
+        time_to_first_token: from the question to the first token, images included; None before it.
+        tokens_per_second: rate of the tokens after the first; None with fewer than two.
+    """
+
+    prompt_tokens: int
+    visual_tokens: int
+    reused_tokens: int
+    generated_tokens: int = 0
+    time_to_first_token: float | None = None
+    tokens_per_second: float | None = None
+
+
+class Answer:
+    """An answer in the making. Iterate over it to stream the text, or read ``text`` for the whole.
+
+    Tokens are computed as they are asked for, in the reader's thread.
+
+    Attributes:
+        stats: what it took, up to date at any time.
+        prompt: the tokens that the decoder reads.
+        generated_ids: the tokens chosen, the one that ended the answer included.
+        finish_reason: None while unfinished; then ``"stop"`` (the model ended it, or a stop string came),
+            ``"length"`` (max_new_tokens) or ``"cancelled"``.
+    """
+
+    def __init__(
+        self,
+        sequence: Sequence,
+        prompt: Prompt,
+        tokenizer: Tokenizer,
+        stop_ids: frozenset[int],
+        options: AnswerOptions,
+        max_new_tokens: int,
+        started: float,
+    ) -> None:
+        self.prompt = prompt
+        self.generated_ids: list[int] = []
+        self.finish_reason: Literal["stop", "length", "cancelled"] | None = None
+        self.stats = Stats(
+            prompt_tokens=len(prompt),
+            visual_tokens=int(prompt.visual_mask.sum()),
+            reused_tokens=sequence.reusable(prompt),
+        )
+        self._sequence, self._stop_ids = sequence, stop_ids
+        self._max_new_tokens, self._started = max_new_tokens, started
+        self._sampler = Sampler(options.sampling)
+        self._text = _AnswerText(tokenizer, options.stops)
+        self._pieces: list[str] = []
+        self._logits: list[npt.NDArray[np.float32]] | None = [] if options.return_logits else None
+        self._cancelled = threading.Event()
+        self._lock = threading.RLock()
+        self._first_token_at = 0.0
+
+    def __iter__(self) -> Iterator[str]:
+        """The pieces of the answer as they become certain; from the beginning, however often."""
+        index = 0
+        while True:
+            while index < len(self._pieces):
+                yield self._pieces[index]
+                index += 1
+            if not self._advance(index):
+                return
+
+    @property
+    def text(self) -> str:
+        """The whole answer, generated to its end first."""
+        return "".join(self)
+
+    @property
+    def text_so_far(self) -> str:
+        """What has been generated, without waiting for more."""
+        return "".join(self._pieces)
+
+    @property
+    def logits(self) -> npt.NDArray[np.float32] | None:
+        """[generated_tokens, vocab] as the decoder returned them; None without ``return_logits``."""
+        if self._logits is None:
+            return None
+        return np.stack(self._logits) if self._logits else np.empty((0, 0), np.float32)
+
+    def cancel(self) -> None:
+        """Ends the answer after the token at hand. May be called from any thread."""
+        self._cancelled.set()
+
+    def close(self) -> None:
+        """Ends the answer here, if it has not ended; its sequence is then free for the next."""
+        self.cancel()
+        with self._lock:
+            if self.finish_reason is None:
+                self._finish("cancelled")
+
+    def _advance(self, seen: int) -> bool:
+        """Generates until there is a piece after ``seen``, or the end; false at the end."""
+        with self._lock:
+            while len(self._pieces) <= seen and self.finish_reason is None:
+                self._next_token()
+            return len(self._pieces) > seen
+
+    def _next_token(self) -> None:
+        if self._cancelled.is_set():
+            self._finish("cancelled")
+            return
+        if self.generated_ids:
+            logits = self._sequence.step(self.generated_ids[-1])
+        else:
+            prefilled = self._sequence.prefill(self.prompt, self._cancelled.is_set)
+            if prefilled is None:
+                self._finish("cancelled")
+                return
+            logits = prefilled
+        token_id = self._sampler.next(logits, self.generated_ids)
+        if self._logits is not None:
+            self._logits.append(logits)
+        self.generated_ids.append(token_id)
+        self._measure()
+        if token_id in self._stop_ids:
+            self._finish("stop")
+            return
+        self._give(self._text.push(token_id))
+        if self._text.stopped:
+            self._finish("stop")
+        elif len(self.generated_ids) == self._max_new_tokens:
+            self._finish("length")
+
+    def _measure(self) -> None:
+        now, stats = time.perf_counter(), self.stats
+        stats.generated_tokens = len(self.generated_ids)
+        if stats.time_to_first_token is None:
+            stats.time_to_first_token = now - self._started
+            self._first_token_at = now
+        else:
+            stats.tokens_per_second = (stats.generated_tokens - 1) / max(now - self._first_token_at, 1e-9)
+
+    def _finish(self, reason: Literal["stop", "length", "cancelled"]) -> None:
+        self._give(self._text.finish())
+        self.finish_reason = reason
+
+    def _give(self, piece: str) -> None:
+        if piece:
+            self._pieces.append(piece)
+
+
+class _AnswerText:
+    """Token ids to the text of an answer: stripped, and cut before a stop string.
+
+    Text that may turn out to be white space at the end, or the beginning of a stop string, is held back.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...]) -> None:
+        self._decoder = StreamDecoder(tokenizer)
+        self._stops = stops
+        self._held = ""
+        self._started = False
+        self.stopped = False
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain now."""
+        return self._take(self._decoder.push(token_id), last=False)
+
+    def finish(self) -> str:
+        """The text that was still held back."""
+        return "" if self.stopped else self._take(self._decoder.finish(), last=True)
+
+    def _take(self, text: str, last: bool) -> str:
+        self._held += text
+        if not self._started:
+            # The official code strips answers; a stop string is looked for in what is left.
+            self._held = self._held.lstrip()
+        found = [place for place in map(self._held.find, self._stops) if place >= 0]
+        if found:
+            self.stopped, last = True, True
+            self._held = self._held[: min(found)]
+        keep = 0 if last else max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        certain = self._held[: len(self._held) - keep].rstrip()
+        self._held = "" if last else self._held[len(certain) :]
+        self._started = self._started or bool(certain)
+        return certain
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` with which ``stop`` begins."""
+    return next(size for size in range(min(len(text), len(stop) - 1), -1, -1) if text.endswith(stop[:size]))

@@ -1,0 +1,91 @@
+"""A loaded bundle: everything that the sessions of one app share."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.backends import Backend, open_backend
+from runtime.bundle import CHAT_TEMPLATE, TOKENIZER, Bundle
+from runtime.errors import BundleError, OptionError
+from runtime.session import Images, Session
+from runtime.template import ChatTemplate
+from runtime.tokenizer import Tokenizer
+
+BUNDLE_VARIABLE = "MONOEDGE_BUNDLE"
+"""The environment variable that names the default bundle."""
+
+
+class Model:
+    """A bundle with the backend that runs it. Sessions of one model may run in several threads.
+
+    Args:
+        bundle: an opened bundle.
+        backend: what computes.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self.bundle, self.backend = bundle, backend
+        self.max_length = bundle.manifest.model.max_length
+        self.image_processor = bundle.manifest.image
+        self.tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
+        self.template = _read_template(bundle.path(CHAT_TEMPLATE))
+        if self.tokenizer.vocab_size != bundle.manifest.model.vocab_size:
+            raise BundleError(
+                f"{bundle.folder}: the tokenizer has {self.tokenizer.vocab_size} tokens, the model "
+                f"{bundle.manifest.model.vocab_size}: export the bundle again"
+            )
+        self.stop_ids = frozenset(map(self.tokenizer.id_of, self.template.stop_tokens))
+        self._embeddings = bundle.embeddings()
+
+    def session(self, image: Images = None, prompt: str | None = None, **options: Any) -> Session:  # noqa: ANN401
+        """A new conversation with this model; takes what ``Session`` takes."""
+        return Session(image, prompt, model=self, **options)
+
+    def embed(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Token ids [n] → embeddings [n, hidden], read from the memory-mapped file."""
+        return np.array(self._embeddings[ids])
+
+
+def load(
+    bundle: str | Path | None = None,
+    *,
+    backend: str | None = None,
+    threads: int | None = None,
+    verify: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Model:
+    """Loads a bundle once for many sessions.
+
+    Args:
+        bundle: its folder; by default the environment variable ``MONOEDGE_BUNDLE`` names it.
+        backend: what computes; ``"onnxruntime"`` is the default.
+        threads: CPU threads to compute with; None lets the backend choose.
+        verify: compare the SHA-256 of every file with the manifest, which reads all of it.
+        progress: with ``verify``, called with the number of bytes just read.
+
+    Raises:
+        BundleError: no bundle, or one that is incomplete, altered or of another version.
+        BackendError: the backend is not installed, or cannot run this bundle.
+        OptionError: a bad option.
+    """
+    folder = bundle if bundle is not None else os.environ.get(BUNDLE_VARIABLE)
+    if not folder:
+        raise BundleError(f'no bundle given: pass bundle="FOLDER" (--bundle FOLDER), or set {BUNDLE_VARIABLE}=FOLDER')
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise OptionError(f"threads must be a whole number of at least 1, or None, got {threads!r}")
+    opened = Bundle(folder, verify, progress)
+    return Model(opened, open_backend(backend, opened, threads))
+
+
+def _read_template(file: Path) -> ChatTemplate:
+    try:
+        return ChatTemplate.from_json(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file} cannot be read: {error}; export the bundle again") from None

@@ -1,0 +1,218 @@
+"""A conversation about images, as an app holds one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.answer import Answer, Stats
+from runtime.conversation import Conversation, Turn
+from runtime.errors import ImageError, OptionError, PromptError
+from runtime.generation import Sequence as TokenSequence
+from runtime.options import DEFAULT_MAX_NEW_TOKENS, AnswerOptions
+from runtime.preprocess import ImageInput, load_image
+
+if TYPE_CHECKING:
+    from runtime.model import Model
+
+Images = ImageInput | Sequence[ImageInput] | None
+"""What a question may be about: one image, several in a list or tuple, or none."""
+
+
+class Session:
+    """A conversation. Iterate over it to stream the current answer; ``ask`` goes on with the same cache.
+
+    Nothing is computed until the answer is read.
+
+    Args:
+        image: a path, the bytes of an image file, a PIL image, a uint8 array [height, width, 3], a list of
+            these, or None.
+        prompt: the first question; ``<image>`` in it stands for an image, in order. Without such placeholders
+            the images stand before it. None starts the conversation with the first ``ask``.
+        bundle: folder of the bundle; by default the environment variable ``MONOEDGE_BUNDLE`` names it.
+        model: a model loaded by ``runtime.load``, instead of ``bundle``.
+        system: a system message instead of the bundle's own.
+        options: see ``AnswerOptions``: max_new_tokens, max_tiles, do_sample, temperature, top_k, top_p,
+            repetition_penalty, seed, stop, return_logits. They hold for the whole session.
+
+    Raises:
+        BundleError, BackendError: the bundle cannot be used.
+        ImageError: an image cannot be read.
+        PromptError: the prompt does not fit its images, or the conversation does not fit the cache.
+        OptionError: a bad option.
+    """
+
+    def __init__(
+        self,
+        image: Images = None,
+        prompt: str | None = None,
+        *,
+        bundle: str | Path | None = None,
+        model: Model | None = None,
+        system: str | None = None,
+        **options: Any,  # noqa: ANN401 - checked by AnswerOptions
+    ) -> None:
+        self._options = AnswerOptions().changed(options)
+        if model is None:
+            from runtime.model import load
+
+            model = load(bundle)
+        elif bundle is not None:
+            raise OptionError("expected either bundle or model, got both: a model has its bundle already")
+        self._model = model
+        self._conversation = Conversation(
+            model.template, model.tokenizer, model.image_processor.tokens_per_tile, system
+        )
+        self._sequence = TokenSequence(model.backend, model.embed, model.max_length)
+        self._turns: list[Turn] = []
+        self._answer: Answer | None = None
+        self._waiting_images: list[ImageInput] = []
+        if prompt is not None:
+            self.ask(prompt, image)
+        else:
+            # Read now, so that a bad image is told here.
+            self._waiting_images = [load_image(item) for item in as_images(image)]
+
+    def ask(
+        self,
+        prompt: str,
+        image: Images = None,
+        **options: Any,  # noqa: ANN401 - checked by AnswerOptions
+    ) -> Answer:
+        """Goes on with the conversation.
+
+        An answer that has not been read to its end is ended first; what there is of it stays in the conversation.
+
+        Args:
+            prompt: the next question.
+            image: new images; those of earlier turns are remembered.
+            options: options for this answer only.
+
+        Returns:
+            The new answer, which is also what iterating over the session reads.
+
+        Raises:
+            As the constructor does. The conversation then stays as it was.
+        """
+        started = time.perf_counter()
+        chosen = self._options.changed(options)
+        images = [*self._waiting_images, *as_images(image)]
+        pixel_values = [self._model.image_processor(item, chosen.max_tiles) for item in images]
+        turn = self._conversation.turn(prompt, pixel_values)
+        if self._answer is not None:
+            self._answer.close()
+            self._turns[-1].answer = self._answer.text_so_far
+        turns = [*self._turns, turn]
+        tokens = self._conversation.prompt(turns)
+        max_new_tokens = self._room(len(tokens), chosen.max_new_tokens)
+        self._turns, self._waiting_images = turns, []
+        self._answer = Answer(
+            self._sequence,
+            tokens,
+            self._model.tokenizer,
+            self._model.stop_ids,
+            chosen,
+            max_new_tokens,
+            started,
+        )
+        return self._answer
+
+    def _room(self, prompt_tokens: int, max_new_tokens: int | None) -> int:
+        limit = self._model.max_length
+        wanted = max_new_tokens if max_new_tokens is not None else 1
+        if prompt_tokens + wanted > limit:
+            raise PromptError(
+                f"the conversation has {prompt_tokens} tokens and the answer may have {wanted}, together "
+                f"{prompt_tokens + wanted}, but the bundle was exported for {limit}: use fewer tiles (max_tiles), a "
+                "smaller max_new_tokens, a new session, or export with a larger --max-length"
+            )
+        return max_new_tokens or min(DEFAULT_MAX_NEW_TOKENS, limit - prompt_tokens)
+
+    @property
+    def answer(self) -> Answer:
+        """The current answer.
+
+        Raises:
+            PromptError: nothing has been asked yet.
+        """
+        if self._answer is None:
+            raise PromptError("nothing has been asked yet: give Session a prompt, or call ask(prompt)")
+        return self._answer
+
+    @property
+    def history(self) -> list[tuple[str, str]]:
+        """Questions, with their image tokens, and answers so far, the current one as far as it is."""
+        answers = [turn.answer or "" for turn in self._turns[:-1]]
+        if self._answer is not None:
+            answers.append(self._answer.text_so_far)
+        return [(turn.question, answer) for turn, answer in zip(self._turns, answers, strict=True)]
+
+    def __iter__(self) -> Iterator[str]:
+        """Streams the current answer."""
+        return iter(self.answer)
+
+    @property
+    def text(self) -> str:
+        """The whole current answer, generated to its end first."""
+        return self.answer.text
+
+    @property
+    def stats(self) -> Stats:
+        """What the current answer took."""
+        return self.answer.stats
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """The tokens that the decoder reads for the current answer."""
+        ids: list[int] = self.answer.prompt.ids.tolist()
+        return ids
+
+    @property
+    def visual_mask(self) -> npt.NDArray[np.bool_]:
+        """Which of ``prompt_ids`` are visual tokens."""
+        return self.answer.prompt.visual_mask
+
+    @property
+    def generated_ids(self) -> list[int]:
+        """The tokens of the current answer so far, the one that ended it included."""
+        return list(self.answer.generated_ids)
+
+    @property
+    def logits(self) -> npt.NDArray[np.float32] | None:
+        """[generated tokens, vocab] of the current answer; None without ``return_logits=True``."""
+        return self.answer.logits
+
+    def cancel(self) -> None:
+        """Ends the current answer after the token at hand. May be called from any thread."""
+        if self._answer is not None:
+            self._answer.cancel()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._answer is not None:
+            self._answer.close()
+
+
+def as_images(images: Images) -> list[ImageInput]:
+    """One image, several or none, as a list.
+
+    Raises:
+        ImageError: a set, dict or other collection whose order means nothing.
+    """
+    if images is None:
+        return []
+    if isinstance(images, (list, tuple)):
+        return list(images)
+    if isinstance(images, (set, frozenset, dict)):
+        raise ImageError(f"expected an image or a list of images, got a {type(images).__name__}")
+    return [images]  # type: ignore[list-item] # load_image refuses what is none

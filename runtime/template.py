@@ -1,0 +1,163 @@
+"""The chat template: a conversation as the text that the tokenizer reads.
+
+A bundle carries its checkpoint's template as data; nothing of any template is written here. The form is that
+of the official code's conversations: nothing stands between a separator and the next prefix, and `<s>` is
+left to the tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from runtime.errors import BundleError, PromptError
+
+PLACEHOLDER = "<image>"
+"""What a user writes in a prompt where an image shall stand."""
+
+NUMBER = "{number}"
+"""Where `ChatTemplate.image_label` has the image's number, counted from 1."""
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How one checkpoint wants its conversations.
+
+    Attributes:
+        name: what the checkpoint's config calls it.
+        system_prefix: what opens the system message.
+        system_message: the system message unless another is given; may be empty.
+        user_prefix: what opens a question.
+        assistant_prefix: what opens an answer.
+        separator: what closes each message.
+        stop_tokens: the tokens that end an answer.
+        image_start: the token before an image's tokens.
+        image_end: the token after them.
+        image_context: the token that stands for one visual token.
+        image_label: what goes before each of several images without placeholders; `{number}` is its number.
+
+    Raises:
+        BundleError: a value of the wrong type, or empty where it must not be.
+    """
+
+    name: str
+    system_prefix: str
+    system_message: str
+    user_prefix: str
+    assistant_prefix: str
+    separator: str
+    stop_tokens: tuple[str, ...]
+    image_start: str
+    image_end: str
+    image_context: str
+    image_label: str
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "stop_tokens":
+                expected = "a list of one or more tokens"
+                tokens = value if isinstance(value, tuple) else ()
+                holds = bool(tokens) and all(isinstance(token, str) and token for token in tokens)
+            else:
+                may_be_empty = field.name == "system_message"
+                expected = "a string" if may_be_empty else "a string that is not empty"
+                holds = isinstance(value, str) and (bool(value) or may_be_empty)
+            if not holds:
+                raise BundleError(
+                    f"chat template: {field.name} must be {expected}, got {value!r}: export the bundle again"
+                )
+
+    @classmethod
+    def from_json(cls, data: object) -> ChatTemplate:
+        """Read what `to_json` wrote.
+
+        Raises:
+            BundleError: not an object with exactly these keys, or a value of the wrong type.
+        """
+        names = {field.name for field in fields(cls)}
+        if not isinstance(data, Mapping) or set(data) != names:
+            got = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
+            raise BundleError(f"chat template: expected the keys {sorted(names)}, got {got}: export the bundle again")
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
+        }
+        return cls(**values)
+
+    def to_json(self) -> dict[str, object]:
+        """Give this template as an object of JSON types."""
+        return asdict(self) | {"stop_tokens": list(self.stop_tokens)}
+
+    def render(self, turns: Sequence[tuple[str, str | None]], system: str | None = None) -> str:
+        """Write a conversation as one text.
+
+        Args:
+            turns: (question, answer) pairs, the questions as `place_images` returns them. The last answer may
+                be None: the text then ends where it is to begin. An empty answer is closed like any other.
+            system: a system message instead of the template's own.
+
+        Raises:
+            PromptError: the system message or an answer contains the image token, or a turn before the last
+                has no answer.
+        """
+        message = self.system_message if system is None else system
+        self._refuse_image_tokens(message, "the system message")
+        parts = [self.system_prefix, message, self.separator]
+        for number, (question, answer) in enumerate(turns, start=1):
+            parts += [self.user_prefix, question, self.separator, self.assistant_prefix]
+            if answer is not None:
+                self._refuse_image_tokens(answer, f"answer {number}")
+                parts += [answer, self.separator]
+            elif number < len(turns):
+                raise PromptError(
+                    f"only the last turn may lack an answer, but turn {number} of {len(turns)} does: "
+                    "finish or drop it before the next question"
+                )
+        return "".join(parts)
+
+    def place_images(self, question: str, tiles_per_image: Sequence[int], tokens_per_tile: int) -> str:
+        """Put each image's tokens where they belong in a question.
+
+        `<image>` placeholders are replaced in order. Without any, one image stands in a line before the
+        question, and several stand there behind their labels.
+
+        Args:
+            question: what the user asks.
+            tiles_per_image: for each image of this turn, its number of tiles, thumbnail included.
+            tokens_per_tile: visual tokens of a tile.
+
+        Raises:
+            PromptError: the question is not text or is blank; it has another number of placeholders than
+                there are images; or it contains the image token itself.
+        """
+        if not isinstance(question, str):
+            raise PromptError(f"expected the prompt as a str, got {type(question).__name__}: pass the question as text")
+        # With an image too: "<image>" shows it without a question, and a blank prompt is mostly a mistake.
+        if not question.strip():
+            raise PromptError(f"expected a question, got the blank prompt {question!r}: write one")
+        self._refuse_image_tokens(question, "the prompt")
+
+        images = [
+            self.image_start + self.image_context * (tokens_per_tile * tiles) + self.image_end
+            for tiles in tiles_per_image
+        ]
+        texts = question.split(PLACEHOLDER)
+        if len(texts) - 1 == len(images):
+            return texts[0] + "".join(image + text for image, text in zip(images, texts[1:], strict=True))
+        if len(texts) > 1:
+            raise PromptError(
+                f"expected one {PLACEHOLDER} placeholder for each of this turn's images or none at all, got "
+                f"{len(texts) - 1} in the prompt and {len(images)} new images: add or remove some"
+            )
+        if len(images) > 1:
+            labels = [self.image_label.replace(NUMBER, str(number + 1)) for number in range(len(images))]
+            images = [label + image for label, image in zip(labels, images, strict=True)]
+        return "".join(images) + "\n" + question
+
+    def _refuse_image_tokens(self, text: str, what: str) -> None:
+        if self.image_context in text:
+            raise PromptError(
+                f"{what} contains {self.image_context}, which stands for a visual token, so that the images' "
+                "tokens would be miscounted: take it out"
+            )

@@ -1,0 +1,242 @@
+"""Text to token ids and back, as the official InternLM2Tokenizer does it.
+
+Encoding is the work of the `tokenizers` package on the bundle's tokenizer.json. Decoding is done here: the
+official tokenizer decodes with sentencepiece, which replaces every invalid byte by a U+FFFD of its own, and
+afterwards takes out some spaces before punctuation and English contractions; no decoder of `tokenizers` does.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+from os import PathLike
+
+import tokenizers
+
+from runtime.errors import BundleError, PromptError
+
+CONTROL_TOKENS = ("<unk>", "<s>", "</s>")
+"""Ids 0, 1 and 2."""
+
+CHAT_TOKENS = (
+    "<|plugin|>",
+    "<|interpreter|>",
+    "<|action_end|>",
+    "<|action_start|>",
+    "<|im_end|>",
+    "<|im_start|>",
+)
+"""The last six pieces of the SentencePiece model, in this order."""
+
+IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
+"""The tokens added behind the SentencePiece model, in this order; with them the vocabulary ends."""
+
+SPACE = "▁"
+"""How a SentencePiece model writes a space."""
+
+_CLEANUP = (
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+)
+"""What the official tokenizer replaces in every decoded text, one after the other."""
+
+_EACH_BYTE = "monoedge.replace-each-byte"
+
+
+def _replace_one_byte(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return "\ufffd", error.start + 1
+
+
+# Python's own "replace" takes a whole truncated sequence as one error; sentencepiece counts its bytes.
+codecs.register_error(_EACH_BYTE, _replace_one_byte)
+
+
+def byte_token(byte: int) -> str:
+    """The piece that stands for one byte of a character that has no piece."""
+    return f"<0x{byte:02X}>"
+
+
+class Tokenizer:
+    """The tokenizer of a bundle.
+
+    Args:
+        tokenizer: what tokenizer.json holds.
+
+    Raises:
+        BundleError: its vocabulary is not laid out like Mono-InternVL's.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = len(vocabulary)
+        last = CHAT_TOKENS + IMAGE_TOKENS
+        expected = dict(zip(last, range(self.vocab_size - len(last), self.vocab_size), strict=True))
+        expected |= {token: index for index, token in enumerate(CONTROL_TOKENS)}
+        for token, index in expected.items():
+            if vocabulary.get(token) != index:
+                got = vocabulary.get(token, "none")
+                raise BundleError(
+                    f"tokenizer: expected {token} to have id {index} of {self.vocab_size}, got {got}: "
+                    "export the bundle again"
+                )
+        bytes_of = {byte_token(byte): bytes([byte]) for byte in range(256)}
+        if sorted(vocabulary.values()) != list(range(self.vocab_size)) or not bytes_of.keys() <= vocabulary.keys():
+            raise BundleError(
+                "tokenizer: expected ids without gaps or repetitions and a piece for each of the 256 bytes: "
+                "export the bundle again"
+            )
+        self._tokenizer = tokenizer
+        self._ids = vocabulary
+        self._special = {index: token for token, index in expected.items()}
+        self._first_image_token = expected[IMAGE_TOKENS[0]]
+        # What each token adds to the text; special tokens nothing. The text of a piece never begins in the
+        # middle of a character, so plain concatenation keeps sentencepiece's rule that the bytes of a
+        # character stand side by side.
+        self._bytes = [b""] * self.vocab_size
+        for piece, index in vocabulary.items():
+            if index not in self._special:
+                self._bytes[index] = bytes_of.get(piece, piece.replace(SPACE, " ").encode())
+
+    @classmethod
+    def from_file(cls, path: str | PathLike[str]) -> Tokenizer:
+        """Read a tokenizer.json.
+
+        Raises:
+            BundleError: no such file, not a tokenizer, or not one of Mono-InternVL.
+        """
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the package raises nothing more specific
+            reason = " ".join(str(error).split())
+            raise BundleError(f"{path}: cannot be read as a tokenizer ({reason}): export the bundle again") from None
+        return cls(tokenizer)
+
+    def encode(self, text: str, add_bos: bool = True) -> list[int]:
+        """The ids of a text in which special tokens may stand; with `add_bos`, `<s>` comes before them.
+
+        Raises:
+            PromptError: the text has a lone surrogate, half of a character that has no UTF-8.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"expected valid Unicode text, got a lone surrogate at position {error.start}: take it out"
+            ) from None
+        return self._tokenizer.encode(text, add_special_tokens=add_bos).ids
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """The text of ids. Kept special tokens get the official tokenizer's spaces around them."""
+        if skip_special_tokens:
+            return _clean(self._text(ids))
+        parts = []
+        run: list[int] = []
+        for index in ids:
+            if index < self._first_image_token:
+                run.append(index)
+                continue
+            if run:
+                parts.append(self._text_with_special(run))
+            parts.append(self._special[self._checked(index)])
+            run = []
+        if run:
+            parts.append(self._text_with_special(run))
+        return " ".join(parts)
+
+    def id_of(self, token: str) -> int:
+        """The id of a special token.
+
+        Raises:
+            BundleError: the tokenizer has no such special token.
+        """
+        index = self._ids.get(token)
+        if index is None or index not in self._special:
+            raise BundleError(f"tokenizer: expected one of {', '.join(self._special.values())}, got {token}")
+        return index
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """What a token adds to the text in UTF-8: characters, one byte of one, or, if special, nothing."""
+        return self._bytes[self._checked(token_id)]
+
+    def _checked(self, token_id: int) -> int:
+        if not 0 <= token_id < self.vocab_size:
+            raise ValueError(f"expected a token id of at least 0 and below {self.vocab_size}, got {token_id}")
+        return token_id
+
+    def _text(self, ids: Iterable[int]) -> str:
+        return b"".join(map(self.bytes_of, ids)).decode("utf-8", _EACH_BYTE)
+
+    def _text_with_special(self, ids: Iterable[int]) -> str:
+        """Ids below the image tokens: the official code puts a space before what precedes a special token."""
+        text = ""
+        run: list[int] = []
+        for index in ids:
+            if index in self._special:
+                space = "" if text and not run else " "
+                text += space + self._text(run) + self._special[index]
+                run = []
+            else:
+                run.append(index)
+        return _clean(text + self._text(run))
+
+
+class StreamDecoder:
+    """Decodes an answer token by token: its pieces together are `tokenizer.decode` of all ids.
+
+    A piece is given out only when no later token can change it: an incomplete character waits for its bytes,
+    and a space at the end for what follows it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._bytes_of = tokenizer.bytes_of
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(_EACH_BYTE)
+        self._cleanup = [_StreamingReplace(old, new) for old, new in _CLEANUP]
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain with this token and was not before; possibly none."""
+        text = self._utf8.decode(self._bytes_of(token_id))
+        for replace in self._cleanup:
+            text = replace.push(text)
+        return text
+
+    def finish(self) -> str:
+        """The text that was still held back."""
+        text = self._utf8.decode(b"", final=True)
+        for replace in self._cleanup:
+            text = replace.push(text) + replace.finish()
+        return text
+
+
+class _StreamingReplace:
+    """`str.replace` of a text that comes in parts: holds back what may be the beginning of `old`."""
+
+    def __init__(self, old: str, new: str) -> None:
+        self._old = old
+        self._new = new
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        *replaced, rest = (self._held + text).split(self._old)
+        held = next(size for size in range(len(self._old) - 1, -1, -1) if rest.endswith(self._old[:size]))
+        self._held = self._old[:held]
+        return self._new.join([*replaced, rest.removesuffix(self._held)])
+
+    def finish(self) -> str:
+        held, self._held = self._held, ""
+        return held
+
+
+def _clean(text: str) -> str:
+    for old, new in _CLEANUP:
+        text = text.replace(old, new)
+    return text
