@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from runtime.cli import need, run
@@ -20,8 +21,8 @@ The checkpoint is never loaded as a whole: tensors are streamed, and memory stay
 Nothing is kept of an export that was interrupted or failed."""
 
 
-def main() -> None:
-    """Reads the command line and exports."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line, by default this process's, and exports."""
     parser = argparse.ArgumentParser(
         prog="python -m export.onnx",
         description=_DESCRIPTION,
@@ -48,7 +49,7 @@ def main() -> None:
         help="tokens that a conversation may have, image and answers included (default 8192)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there already")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     need("export", "torch", "onnx", "onnxscript", "safetensors", "sentencepiece", "huggingface_hub", "tqdm")
     from tqdm import tqdm

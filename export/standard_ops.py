@@ -91,6 +91,7 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask:
         mask: bool [batch, 1, sequence, capacity], true where the key is seen.
     """
     if _tracing():
+        # Without softmax_precision, which TensorRT refuses; its attention has a float32 softmax all the same.
         return _node("Attention", [query, key, value, mask], {"scale": 1 / math.sqrt(query.shape[-1])}, query, 24)
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)

@@ -13,8 +13,8 @@ pairs instead, and merges the pair that comes first in it. Both give the same id
 - User-defined pieces are taken out first by both, leftmost and longest first: as added tokens here. The last
   six of them are the chat tokens, so their names in text mean chat tokens too: the normalizer replaces them.
 
-A NUL has a piece in the released model. sentencepiece up to 0.2.1, with which it was made, uses it, and so does
-this; 0.2.2 refuses the model and 0.2.3 falls back to the byte piece.
+A NUL has a piece in the released model. sentencepiece up to 0.2.1, with which it was made, uses it, and so
+does this; 0.2.2 refuses the model and 0.2.3 falls back to the byte piece.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ _SCATTER = """
     leading = Shape <end = -1> (hidden_states)
     output_width = Shape <start = -1> (results)
     output_shape = Concat <axis = 0> (leading, output_width)
-    output = Reshape (output_rows, output_shape)
+    output = Reshape <allowzero = 1> (output_rows, output_shape)
 """
 
 _SWIGLU_EXPERT = """

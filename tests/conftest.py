@@ -1,20 +1,18 @@
-"""Bundles that several tests share, exported once a run by the command line that users run."""
+"""Bundles that several tests share, exported once a run by the command that users run."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from export.onnx import main
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def _export(checkpoint: Path, target: Path) -> Path:
-    command = [sys.executable, "-m", "export.onnx", "--ckpt", str(checkpoint), "-o", str(target)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    main(["--ckpt", str(checkpoint), "-o", str(target)])
     return target
 
 

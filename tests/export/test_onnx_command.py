@@ -1,0 +1,237 @@
+"""``python -m export.onnx`` as a user runs it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx.reference import ReferenceEvaluator
+from safetensors.numpy import load_file
+
+import runtime
+from export.graphs import cache_names
+from export.onnx import main
+from plugins_trt.schema import DOMAIN, OPERATORS, VERSION
+from runtime.bundle import DECODER_GRAPH, EMBEDDINGS, MANIFEST, Bundle
+from runtime.errors import MonoedgeError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CHECKPOINT = ROOT / "tests/data/golden/tiny-v1/checkpoint"
+STANDARD_OPERATORS = {"Attention", "RotaryEmbedding", "RMSNormalization", "TensorScatter"}
+
+
+def export(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own; most tests call ``main`` instead, which spares the imports."""
+    command = [sys.executable, "-m", "export.onnx", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+
+
+@pytest.fixture(scope="module")
+def half_bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("half")
+    for dtype in ("fp16", "bf16"):
+        main(["--ckpt", str(CHECKPOINT), "-o", str(folder / dtype), "--dtype", dtype])
+    return folder
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
+
+
+def test_same_checkpoint_gives_the_same_bytes(tiny_v1_bundle: Path, tmp_path: Path) -> None:
+    result = export("--ckpt", CHECKPOINT, "-o", tmp_path / "again", PYTHONHASHSEED="7")
+    assert result.returncode == 0, result.stderr
+    assert hashes(tmp_path / "again") == hashes(tiny_v1_bundle)
+
+
+def test_help_teaches() -> None:
+    result = export("--help")
+    assert result.returncode == 0
+    for word in ("--ckpt", "--dtype", "--max-length", "--overwrite", "examples:"):
+        assert word in result.stdout
+
+
+def test_graph_has_the_promised_nodes(tiny_bundle: Path) -> None:
+    model = onnx.load(tiny_bundle / DECODER_GRAPH, load_external_data=False)
+    onnx.checker.check_model(str(tiny_bundle / DECODER_GRAPH))
+    assert {item.domain: item.version for item in model.opset_import} == {"": 24, DOMAIN: VERSION}
+    facts = Bundle(tiny_bundle).manifest.model
+    custom = [node for node in model.graph.node if node.domain == DOMAIN]
+    per_layer = 1 if facts.version == "1.0" else 3
+    assert len(custom) == per_layer * facts.num_hidden_layers
+    for node in custom:
+        attributes = {item.name: item.s.decode() for item in node.attribute}
+        assert attributes == OPERATORS[0].attributes
+    assert {node.op_type for node in model.graph.node} >= STANDARD_OPERATORS
+    assert {function.name for function in model.functions} == {node.op_type for node in custom}
+    names = ["inputs_embeds", "visual_mask", "position_ids", "write_indices"]
+    assert [item.name for item in model.graph.input] == names + cache_names(facts.num_hidden_layers, "past_key_values")
+    assert [item.name for item in model.graph.output] == ["logits", *cache_names(facts.num_hidden_layers, "present")]
+    # Nothing of the exporting machine, and no weight inside the graph file.
+    assert str(ROOT).encode() not in model.SerializeToString()
+    assert all(item.data_location == onnx.TensorProto.EXTERNAL for item in model.graph.initializer)
+    for item in model.graph.initializer:
+        (offset,) = [int(entry.value) for entry in item.external_data if entry.key == "offset"]
+        assert offset % 4096 == 0
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_half_precision(dtype: str, half_bundles: Path) -> None:
+    """The half-precision graphs by ONNX's reference evaluator, against the official fp32 logits."""
+    bundle = Bundle(half_bundles / dtype, verify=True)
+    golden = load_file(CHECKPOINT.parent / "text_only.safetensors")
+    evaluator = ReferenceEvaluator(str(bundle.path(DECODER_GRAPH)))
+    element = {
+        item.name: onnx.helper.tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type)
+        for item in evaluator.proto_.graph.input
+    }["inputs_embeds"]
+    facts, length = bundle.manifest.model, len(golden["input_ids"])
+    caches = {
+        name: np.zeros((1, facts.num_key_value_heads, length, facts.head_dim), element)
+        for name in cache_names(facts.num_hidden_layers, "past_key_values")
+    }
+    logits = evaluator.run(
+        ["logits"],
+        {
+            "inputs_embeds": np.array(bundle.embeddings()[golden["input_ids"]]).view(element)[None],
+            "visual_mask": np.zeros((1, length), bool),
+            "position_ids": np.arange(length)[None],
+            "write_indices": np.zeros(1, np.int64),
+            **caches,
+        },
+    )[0]
+    assert logits.dtype == np.float32
+    # The official code's own bf16 logits differ from fp32 by up to 0.29; the reference evaluator adds a softmax
+    # in bf16, where TensorRT and the official code have float32.
+    np.testing.assert_allclose(logits[0], golden["prefill_last_logits"], rtol=0, atol=0.5 if dtype == "bf16" else 0.05)
+
+
+def test_float16_bundle_answers_and_bfloat16_is_refused_on_a_cpu(half_bundles: Path) -> None:
+    golden = load_file(CHECKPOINT.parent / "text_only.safetensors")
+    session = runtime.load(half_bundles / "fp16").session(
+        prompt="Hello, who are you?", max_new_tokens=1, return_logits=True
+    )
+    assert session.text is not None
+    assert session.logits is not None
+    np.testing.assert_allclose(session.logits[0], golden["prefill_last_logits"], rtol=0, atol=0.05)
+    with pytest.raises(runtime.BackendError, match="--dtype fp32"):
+        runtime.load(half_bundles / "bf16")
+
+
+def test_overwrites_only_when_told(tmp_path: Path, tiny_v1_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "bundle"
+    shutil.copytree(tiny_v1_bundle, target)
+    before = hashes(target)
+    with pytest.raises(MonoedgeError, match="exists already"):
+        main(["--ckpt", str(CHECKPOINT), "-o", str(target)])
+    assert hashes(target) == before
+
+    main(["--ckpt", str(CHECKPOINT), "-o", str(target), "--max-length", "700", "--overwrite"])
+    assert Bundle(target, verify=True).manifest.model.max_length == 700
+    said = capsys.readouterr().err
+    assert "onnx.checker and strict shape inference pass" in said
+    assert "a forward pass differs from PyTorch by" in said
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["bundle"]
+
+
+def test_overwrite_spares_what_is_no_bundle(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/holiday.jpg").write_bytes(b"dear")
+    with pytest.raises(MonoedgeError, match="is not a bundle"):
+        main(["--ckpt", str(CHECKPOINT), "-o", str(tmp_path / "photos"), "--overwrite"])
+    assert (tmp_path / "photos/holiday.jpg").read_bytes() == b"dear"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--ckpt", "/nowhere/at all"], ["no such folder"]),
+        (["--ckpt", CHECKPOINT, "--max-length", "0"], ["--max-length 0", "32768"]),
+        (["--ckpt", CHECKPOINT, "--max-length", "99999"], ["--max-length 99999", "32768"]),
+    ],
+)
+def test_errors_are_one_line_and_leave_nothing(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+    result = export(*arguments, "-o", tmp_path / "bundle")
+    assert result.returncode == 2
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in last
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_values_leave_nothing(tmp_path: Path) -> None:
+    shutil.copytree(CHECKPOINT, tmp_path / "checkpoint")
+    file = tmp_path / "checkpoint/model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-4:] = np.float32("nan").tobytes()
+    file.write_bytes(data)
+    with pytest.raises(MonoedgeError, match="holds NaN or infinite values"):
+        main(["--ckpt", str(tmp_path / "checkpoint"), "-o", str(tmp_path / "bundle")])
+    assert [item.name for item in tmp_path.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_disk_without_room(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], check=False, capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this machine does not let tests mount a small disk")
+    try:
+        with pytest.raises(MonoedgeError, match=r"needs .* GB, .* GB free"):
+            main(["--ckpt", str(CHECKPOINT), "-o", str(disk / "bundle")])
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_export_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "export.onnx", "--ckpt", str(CHECKPOINT), "-o", str(tmp_path / "bundle")]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.iterdir()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, stderr = process.communicate()
+    assert process.returncode == (130 if number == signal.SIGINT else 143)
+    assert "Traceback" not in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_killed_export_leaves_no_bundle(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "export.onnx", "--ckpt", str(CHECKPOINT), "-o", str(tmp_path / "bundle")]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.iterdir()):
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    for item in tmp_path.iterdir():
+        assert item.name.startswith(".bundle.partial-")
+        assert not (item / MANIFEST).exists()
+        with pytest.raises(runtime.BundleError, match="is not a bundle"):
+            Bundle(item)
+
+
+def test_manifest_tells_the_files(tiny_v1_bundle: Path) -> None:
+    manifest = json.loads((tiny_v1_bundle / MANIFEST).read_text())
+    on_disk = {file.name for file in tiny_v1_bundle.iterdir()} - {MANIFEST}
+    assert set(manifest["files"]) == on_disk
+    config = json.loads((CHECKPOINT / "config.json").read_text())["llm_config"]
+    for key in ("hidden_size", "num_hidden_layers", "num_key_value_heads", "vocab_size", "intermediate_size"):
+        assert manifest["model"][key] == config[key]
+    assert manifest["files"][EMBEDDINGS]["size"] == 4 * config["vocab_size"] * config["hidden_size"]

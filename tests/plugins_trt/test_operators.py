@@ -1,0 +1,161 @@
+"""The operators: definition, PyTorch operator, ONNX node and function body are one."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from hypothesis import given, settings
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+
+from export.fused_moe import op_schema
+from plugins_trt import function
+from plugins_trt.schema import DOMAIN, EXPERT_LINEAR, FUSED_MOE, OPERATORS, VERSION, Operator
+from runtime.bundle import OPERATOR_VERSIONS
+
+SIZES = {"in": 12, "inter": 20, "2*inter": 40, "out": 28}
+TORCH_OPERATORS = {FUSED_MOE.name: "fused_moe", EXPERT_LINEAR.name: "expert_linear"}
+ONNX_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
+
+
+def model(operator: Operator, element: int = TensorProto.FLOAT) -> onnx.ModelProto:
+    """One node of the operator and its body; every input is a graph input."""
+    values = {
+        tensor.name: helper.make_tensor_value_info(
+            tensor.name,
+            TensorProto.BOOL if tensor.type == "bool" else element,
+            [SIZES.get(dim, dim) for dim in tensor.shape],
+        )
+        for tensor in operator.inputs + operator.outputs
+    }
+    given = [values[tensor.name] for tensor in operator.inputs]
+    node = helper.make_node(
+        operator.name,
+        [tensor.name for tensor in operator.inputs],
+        ["output"],
+        domain=DOMAIN,
+        **operator.attributes,
+    )
+    return helper.make_model(
+        helper.make_graph([node], "one", given, [values["output"]]),
+        opset_imports=[helper.make_opsetid("", function.OPSET), helper.make_opsetid(DOMAIN, VERSION)],
+        functions=[function.body(operator)],
+        ir_version=11,
+    )
+
+
+def inputs(operator: Operator, mask: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    batch, sequence = mask.shape
+    sizes = {**SIZES, "batch": batch, "sequence": sequence}
+    return {
+        tensor.name: mask
+        if tensor.type == "bool"
+        else generator.standard_normal([sizes[dim] for dim in tensor.shape]).astype(np.float32)
+        for tensor in operator.inputs
+    }
+
+
+def in_float64(operator: Operator, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    """Each row by its definition, one by one, in float64."""
+    values = {name: value.astype(np.float64) for name, value in feeds.items()}
+    mask, rows = feeds["visual_mask"], values["hidden_states"]
+    result = []
+    for index in np.ndindex(mask.shape):
+        expert, x = "visual" if mask[index] else "text", rows[index]
+        if operator is FUSED_MOE:
+            gate, up = np.split(values[f"{expert}_gate_up"] @ x, 2)
+            result.append(values[f"{expert}_down"] @ (gate / (1 + np.exp(-gate)) * up))
+        else:
+            result.append(values[f"{expert}_weight"] @ x)
+    width = SIZES["in"] if operator is FUSED_MOE else SIZES["out"]
+    return np.array(result).reshape(*mask.shape, width)
+
+
+def run_body(operator: Operator, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model(operator).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, feeds)[0]
+
+
+def run_torch(operator: Operator, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    overload = getattr(getattr(torch.ops, DOMAIN), TORCH_OPERATORS[operator.name])
+    return overload(*(torch.from_numpy(feeds[tensor.name]) for tensor in operator.inputs)).numpy()
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+def test_torch_operator_follows_the_definition(operator: Operator) -> None:
+    schema = getattr(getattr(torch.ops, DOMAIN), TORCH_OPERATORS[operator.name]).default._schema
+    assert [argument.name for argument in schema.arguments] == [tensor.name for tensor in operator.inputs]
+    assert len(schema.returns) == len(operator.outputs)
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+def test_onnx_schema_and_body_follow_the_definition(operator: Operator) -> None:
+    schema, body = op_schema(operator), function.body(operator)
+    names = [tensor.name for tensor in operator.inputs]
+    assert [parameter.name for parameter in schema.inputs] == names == list(body.input)
+    assert [parameter.name for parameter in schema.outputs] == list(body.output)
+    assert set(schema.attributes) == set(operator.attributes) == set(body.attribute)
+    assert (schema.name, schema.domain, schema.since_version) == (body.name, body.domain, VERSION)
+    assert OPERATOR_VERSIONS[operator.name] == VERSION
+
+
+@pytest.mark.parametrize("element", ONNX_TYPES, ids=str)
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+def test_body_passes_the_checker_for_every_type(operator: Operator, element: str) -> None:
+    proto = model(operator, ONNX_TYPES[element])
+    onnx.checker.check_model(proto, full_check=True)
+    inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+    output = inferred.graph.output[0].type.tensor_type
+    assert output.elem_type == ONNX_TYPES[element]
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+@settings(max_examples=40, deadline=None)
+@given(
+    data=st.data(),
+    batch=st.integers(1, 3),
+    sequence=st.integers(0, 9),
+    seed=st.integers(0, 99),
+)
+def test_all_executions_agree(operator: Operator, data: st.DataObject, batch: int, sequence: int, seed: int) -> None:
+    bits = data.draw(st.lists(st.booleans(), min_size=batch * sequence, max_size=batch * sequence))
+    mask = np.array(bits, bool).reshape(batch, sequence)
+    feeds = inputs(operator, mask, seed)
+    expected = in_float64(operator, feeds)
+    scale = max(1.0, np.abs(expected).max(initial=0))
+    for run in (run_body, run_torch):
+        got = run(operator, feeds)
+        assert got.shape == expected.shape
+        np.testing.assert_allclose(got, expected, rtol=0, atol=2e-6 * scale)
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+def test_onnx_reference_evaluator_agrees(operator: Operator) -> None:
+    mask = np.array([[False, True, True, False, True]])
+    feeds = inputs(operator, mask)
+    (got,) = ReferenceEvaluator(model(operator)).run(None, feeds)
+    np.testing.assert_allclose(got, in_float64(operator, feeds), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("poisoned", ["text", "visual"])
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+def test_a_row_never_touches_the_other_expert(operator: Operator, poisoned: str) -> None:
+    """Weights of NaN and inf in one expert leave the other's rows as they are: routed, never blended."""
+    mask = np.array([[True, False, False, True], [False, True, True, True]])
+    clean = inputs(operator, mask)
+    dirty = dict(clean)
+    for name in clean:
+        if name.startswith(f"{poisoned}_"):
+            dirty[name] = np.where(np.arange(clean[name].shape[1]) % 2, np.nan, np.inf).astype(np.float32) + clean[name]
+    dirty["visual_mask"] = mask
+    others = mask if poisoned == "text" else ~mask
+    for run in (run_body, run_torch):
+        np.testing.assert_array_equal(run(operator, dirty)[others], run(operator, clean)[others])
+        assert not np.isfinite(run(operator, dirty)[~others]).all(axis=-1).any()
