@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there already")
     arguments = parser.parse_args(argv)
 
-    need("export", "torch", "onnx", "onnxscript", "safetensors", "sentencepiece", "huggingface_hub", "tqdm")
+    need("export", "torch", "onnx", "onnxscript", "safetensors", "huggingface_hub", "tqdm")
     from tqdm import tqdm
 
     from export.bundle import export_bundle

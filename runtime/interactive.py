@@ -11,7 +11,7 @@ from runtime.answer import Answer
 from runtime.errors import MonoedgeError, OptionError
 from runtime.model import Model
 from runtime.preprocess import load_image
-from runtime.terminal import CancelOnInterrupt, Terminal
+from runtime.terminal import Interrupts, Terminal
 
 _COMMANDS = {
     "/image PATH": "add an image to the next question",
@@ -47,6 +47,7 @@ class Chat:
         self._first_images = images
         self._session = model.session(**options)
         self._answer: Answer | None = None
+        self._interrupts = Interrupts()
 
     def run(self) -> None:
         """Talks until the person leaves."""
@@ -60,24 +61,31 @@ class Chat:
             self._add_image(path, image)
         while True:
             try:
-                line = self._terminal.read_line("> ").strip()
-            except (EOFError, KeyboardInterrupt):
+                with self._interrupts.at_prompt():
+                    line = self._terminal.read_line("> ").strip()
+            except EOFError:
                 self._terminal.say("")
+                return
+            except KeyboardInterrupt:
+                self._terminal.say("")
+                if self._answer is not None and self._answer.finish_reason == "cancelled":
+                    # Pressed twice for that answer, most likely: no reason to lose the conversation.
+                    self._terminal.say("Ctrl-D leaves")
+                    continue
                 return
             name, _, argument = line.partition(" ")
             if name == "/quit":
                 return
-            with CancelOnInterrupt() as interrupt:
-                try:
-                    if name.startswith("/"):
-                        self._command(name, argument.strip())
-                    elif line:
-                        self._ask(line, interrupt)
-                except MonoedgeError as error:
-                    self._terminal.say(f"error: {error}")
+            try:
+                if name.startswith("/"):
+                    self._command(name, argument.strip())
+                elif line:
+                    self._ask(line)
+            except MonoedgeError as error:
+                self._terminal.say(f"error: {error}")
 
-    def _ask(self, question: str, interrupt: CancelOnInterrupt) -> None:
-        answer = interrupt.watch(self._session.ask(question, self._images))
+    def _ask(self, question: str) -> None:
+        answer = self._interrupts.watch(self._session.ask(question, self._images))
         self._images, self._answer = [], answer
         self._terminal.stream(answer)
         if answer.finish_reason == "cancelled":

@@ -85,9 +85,7 @@ def test_every_byte_is_normalized_as_torchvision_does(mean, std):
 
 
 def test_tiles_go_row_by_row_and_the_thumbnail_is_last():
-    colours = np.array(
-        [[250, 0, 0], [0, 240, 0], [0, 0, 230], [9, 99, 199], [200, 100, 0], [7, 7, 7]], np.uint8
-    )
+    colours = np.array([[250, 0, 0], [0, 240, 0], [0, 0, 230], [9, 99, 199], [200, 100, 0], [7, 7, 7]], np.uint8)
     image = np.repeat(np.repeat(colours.reshape(2, 3, 3), 8, axis=0), 8, axis=1)  # 2 rows of 3 squares
     values = pixel_values(image, image_size=8, max_tiles=6, use_thumbnail=True, mean=MEAN, std=STD)
 
@@ -137,9 +135,7 @@ def test_tile_counts(width, height, max_tiles, tiles):
     assert PROCESSOR.tiles(width, height, max_tiles) == tiles
 
 
-@given(
-    width=st.integers(1, 6000), height=st.integers(1, 6000), least=st.integers(1, 6), more=st.integers(0, 40)
-)
+@given(width=st.integers(1, 6000), height=st.integers(1, 6000), least=st.integers(1, 6), more=st.integers(0, 40))
 @example(width=300, height=150, least=3, more=1)  # halfway between 2×2 and 3×1
 @settings(max_examples=300, deadline=None)
 def test_grid_is_the_one_that_transformers_chooses(width, height, least, more):
@@ -149,9 +145,7 @@ def test_grid_is_the_one_that_transformers_chooses(width, height, least, more):
     assert grid == expected
 
 
-@given(
-    width=st.integers(1, 90), height=st.integers(1, 90), max_tiles=st.integers(1, 14), thumbnail=st.booleans()
-)
+@given(width=st.integers(1, 90), height=st.integers(1, 90), max_tiles=st.integers(1, 14), thumbnail=st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_counted_tiles_are_the_computed_ones(width, height, max_tiles, thumbnail):
     processor = replace(PROCESSOR, image_size=4, use_thumbnail=thumbnail)

@@ -22,9 +22,7 @@ def row(*values: float) -> np.ndarray:
     return np.array(values, dtype=np.float32)
 
 
-def transformers_probabilities(
-    logits: np.ndarray, previous_ids: list[int], options: SamplingOptions
-) -> np.ndarray:
+def transformers_probabilities(logits: np.ndarray, previous_ids: list[int], options: SamplingOptions) -> np.ndarray:
     """What `generate` draws from, computed by its own classes."""
     torch = pytest.importorskip("torch")
     process = pytest.importorskip("transformers.generation.logits_process")
@@ -88,9 +86,7 @@ def test_distribution_is_the_one_of_transformers(
 def test_a_whole_vocabulary(scale, top_k, top_p):
     rng = np.random.default_rng(3)
     logits = rng.normal(0, scale, 92553).astype(np.float32)
-    options = SamplingOptions(
-        do_sample=True, temperature=0.8, top_k=top_k, top_p=top_p, repetition_penalty=1.2
-    )
+    options = SamplingOptions(do_sample=True, temperature=0.8, top_k=top_k, top_p=top_p, repetition_penalty=1.2)
     previous_ids = rng.integers(0, 92553, 500).tolist()
 
     ours = Sampler(options).probabilities(logits, previous_ids)
@@ -133,9 +129,7 @@ def test_repetition_penalty_counts_a_token_once_and_pushes_both_signs_down():
 def test_ids_without_a_logit_are_not_penalized():
     options = SamplingOptions(do_sample=True, repetition_penalty=2.0)
     sampler = Sampler(options)
-    np.testing.assert_array_equal(
-        sampler.probabilities(row(1, 2), [2, 7]), sampler.probabilities(row(1, 2), [])
-    )
+    np.testing.assert_array_equal(sampler.probabilities(row(1, 2), [2, 7]), sampler.probabilities(row(1, 2), []))
 
 
 # ---- choosing --------------------------------------------------------------------------------------------

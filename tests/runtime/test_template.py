@@ -17,9 +17,7 @@ from runtime.template import ChatTemplate
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 CASES = sorted(path for path in GOLDEN.glob("tiny-*/*.json") if path.name != "tensors.json")
 TEMPLATE = ChatTemplate.from_json(template("internlm2-chat"))
-WORDS = st.text(st.characters(blacklist_characters="<", blacklist_categories=["Cs"]), min_size=1).filter(
-    str.strip
-)
+WORDS = st.text(st.characters(blacklist_characters="<", blacklist_categories=["Cs"]), min_size=1).filter(str.strip)
 
 
 # ---- the official prompts --------------------------------------------------------------------------------

@@ -1,0 +1,46 @@
+# Two commands do everything on a fresh machine with Python 3.10–3.13:
+#   make demo   set up, export the example checkpoint, answer questions about a picture
+#   make test   set up, pass the tests
+# PYTHON chooses the interpreter. Without a GPU, the CPU build of torch spares gigabytes: point pip at it in the
+# usual way (pip config, PIP_INDEX_URL) before the first call.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH := $(shell grep -o 'torch==[0-9.]*' pyproject.toml)
+SOURCES := export plugins_trt runtime calibration tests benchmarks examples
+
+DEMO_BUNDLE := build/shapes
+DEMO_PICTURE := examples/shapes/pictures/p004.png
+
+.PHONY: demo test lint types clean
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+# torch first and alone: what depends on it must not choose another build.
+	$(BIN)/pip install --disable-pip-version-check --no-input $(TORCH)
+	$(BIN)/pip install --disable-pip-version-check --no-input --editable '.[cpu,export,dev]'
+	touch $@
+
+$(DEMO_BUNDLE)/manifest.json: $(VENV)/ready $(wildcard export/*.py plugins_trt/*.py) examples/shapes/checkpoint/model.safetensors
+	$(BIN)/python -m export.onnx --ckpt examples/shapes/checkpoint -o $(DEMO_BUNDLE) --overwrite
+
+demo: $(DEMO_BUNDLE)/manifest.json
+	@printf '\n%s\n' 'The picture: $(DEMO_PICTURE)'
+	@for question in 'How many shapes are there?' 'What color is the star?' 'Describe the image.'; do \
+		printf '\n> %s\n' "$$question"; \
+		$(BIN)/python -m runtime.chat --bundle $(DEMO_BUNDLE) --image $(DEMO_PICTURE) "$$question" || exit; \
+	done
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+types: $(VENV)/ready
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
