@@ -13,7 +13,7 @@ from runtime.conversation import Prompt, common_prefix
 
 CHUNK = 512
 """Tokens of a prompt that are computed at a time. It bounds the memory of long prompts: attention scores and expert
-activations grow with it. Larger chunks were not measurably faster."""
+activations grow with it."""
 
 GROWTH = 256
 """Caches grow by multiples of this many tokens."""

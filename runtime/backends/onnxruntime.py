@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any
 
@@ -13,13 +14,17 @@ from runtime.errors import BackendError
 
 try:
     import onnxruntime as ort
-except ImportError as missing:
-    raise BackendError("onnxruntime is not installed; this adds it: pip install 'monoedge[cpu]'") from missing
+except ImportError:
+    if sys.version_info < (3, 11):
+        raise BackendError(
+            f"onnxruntime 1.25 is needed, which needs Python 3.11 or later; this is Python {sys.version.split()[0]}"
+        ) from None
+    raise BackendError("onnxruntime is not installed; this adds it: pip install 'monoedge[cpu]'") from None
 
 Array = npt.NDArray[Any]
 
-MINIMUM_VERSION = (1, 24)
-"""The first release whose CPU provider has TensorScatter and the Attention of opset 24."""
+MINIMUM_VERSION = (1, 25)
+"""The first release whose CPU provider has TensorScatter (1.24 parses it and has no kernel)."""
 
 PROVIDERS = ["CPUExecutionProvider"]
 
@@ -42,8 +47,8 @@ class OnnxRuntimeBackend:
             )
         if tuple(int(part) for part in ort.__version__.split(".")[:2]) < MINIMUM_VERSION:
             raise BackendError(
-                f"onnxruntime {ort.__version__} is too old, expected {'.'.join(map(str, MINIMUM_VERSION))} or later "
-                "(which needs Python 3.11): pip install -U onnxruntime"
+                f"onnxruntime {ort.__version__} is too old, expected {'.'.join(map(str, MINIMUM_VERSION))} or later, "
+                "which needs Python 3.11: pip install -U onnxruntime"
             )
         self.bundle, self.threads = bundle, threads
         self.dtype = PRECISIONS[bundle.manifest.precision]

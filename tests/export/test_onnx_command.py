@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import runtime
 from export.graphs import cache_names
@@ -181,6 +181,19 @@ def test_damaged_values_leave_nothing(tmp_path: Path) -> None:
     file.write_bytes(data)
     with pytest.raises(MonoedgeError, match="holds NaN or infinite values"):
         main(["--ckpt", str(tmp_path / "checkpoint"), "-o", str(tmp_path / "bundle")])
+    assert [item.name for item in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_float16_overflow_names_the_layer(tmp_path: Path) -> None:
+    """Weights within float16's range whose products are not."""
+    shutil.copytree(CHECKPOINT, tmp_path / "checkpoint")
+    file = tmp_path / "checkpoint/model.safetensors"
+    tensors = load_file(file)
+    for name in ("w1", "w2", "w3"):
+        tensors[f"language_model.model.layers.2.feed_forward_ve.{name}.weight"] *= 4000
+    save_file(tensors, file)
+    with pytest.raises(MonoedgeError, match=r"decoder, layers\.2\.feed_forward: activations overflow in fp16.*bf16"):
+        main(["--ckpt", str(tmp_path / "checkpoint"), "-o", str(tmp_path / "bundle"), "--dtype", "fp16"])
     assert [item.name for item in tmp_path.iterdir()] == ["checkpoint"]
 
 
