@@ -146,16 +146,28 @@ class Terminal:
                 self.say("")
 
 
-class CancelOnInterrupt:
-    """While this is entered, Ctrl-C cancels the answer at hand instead of raising KeyboardInterrupt.
+class Interrupts:
+    """What Ctrl-C does in a conversation, from here to the end of the process.
 
-    An exception could come in the middle of a step and leave a cache half written; ``Answer.cancel`` waits for the
-    step's end. Ctrl-C before there is an answer cancels it when it comes.
+    At the prompt it raises KeyboardInterrupt; otherwise it cancels the answer at hand, or the next if there is none
+    yet. An exception in the midst of a step could leave a cache half written; ``Answer.cancel`` waits for its end.
     """
 
     def __init__(self) -> None:
+        self._raises = False
         self._requested = False
         self._answer: Answer | None = None
+        signal.signal(signal.SIGINT, self._handle)
+
+    @contextlib.contextmanager
+    def at_prompt(self) -> Iterator[None]:
+        """While this is entered, Ctrl-C raises KeyboardInterrupt, once."""
+        self._raises = True
+        self._requested, self._answer = False, None
+        try:
+            yield
+        finally:
+            self._raises = False
 
     def watch(self, answer: Answer) -> Answer:
         """The answer to cancel from now on, returned."""
@@ -164,14 +176,11 @@ class CancelOnInterrupt:
             answer.cancel()
         return answer
 
-    def __enter__(self) -> CancelOnInterrupt:
-        self._previous = signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
-
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self._raises:
+            # Not while that exception is dealt with: people press Ctrl-C more often than they need to.
+            self._raises = False
+            raise KeyboardInterrupt
         # Only once: a second signal inside cancel() would wait for a lock that the first one holds.
         first, self._requested = not self._requested, True
         if first and self._answer is not None:
