@@ -205,8 +205,8 @@ class Bundle:
                 mode="r",
                 shape=(model.vocab_size, model.hidden_size),
             )
-        except ValueError as error:
-            raise BundleError(f"{self.path(EMBEDDINGS)} does not fit {MANIFEST}: {error}") from None
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{self.path(EMBEDDINGS)} cannot be read, or does not fit {MANIFEST}: {error}") from None
 
     def _check_file(self, name: str, record: FileRecord, verify: bool, progress: Callable[[int], None] | None) -> None:
         file = self.folder / name
@@ -226,11 +226,18 @@ class Bundle:
 
 
 def sha256_of(file: Path, progress: Callable[[int], None] | None = None) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        BundleError: the file cannot be read.
+    """
     digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-            if progress is not None:
-                progress(len(block))
+    try:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+                if progress is not None:
+                    progress(len(block))
+    except OSError as error:
+        raise BundleError(f"{file} cannot be read: {error.strerror}") from None
     return digest.hexdigest()

@@ -43,6 +43,10 @@ class AnswerOptions:
         count = self.max_new_tokens
         if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
             raise OptionError(f"max_new_tokens must be a whole number of at least 1, or None, got {count!r}")
+        # The upper limit is the checkpoint's business, and is checked with the image.
+        tiles = self.max_tiles
+        if tiles is not None and (isinstance(tiles, bool) or not isinstance(tiles, int) or tiles < 1):
+            raise OptionError(f"max_tiles must be a whole number of at least 1, or None, got {tiles!r}")
         stops = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stops, Sequence) or not all(isinstance(item, str) and item for item in stops):
             raise OptionError(f"stop must be a string or a list of strings, none of them empty, got {self.stop!r}")

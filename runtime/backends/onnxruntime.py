@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,15 @@ MINIMUM_VERSION = (1, 25)
 """The first release whose CPU provider has TensorScatter (1.24 parses it and has no kernel)."""
 
 PROVIDERS = ["CPUExecutionProvider"]
+
+
+@contextlib.contextmanager
+def _telling(what: str) -> Iterator[None]:
+    """What ONNX Runtime raises, classes of its C++ module without a common base, as one line of ours."""
+    try:
+        yield
+    except Exception as error:
+        raise BackendError(f"{what}: {' '.join(str(error).split())}") from None
 
 
 class OnnxRuntimeBackend:
@@ -65,11 +76,8 @@ class OnnxRuntimeBackend:
         # Prepacked weights would be a second copy in anonymous memory. Without it they stay in the mapped file,
         # shared and evictable, and one row (decoding) runs at memory bandwidth; many rows lose some 15 %.
         options.add_session_config_entry("session.disable_prepacking", "1")
-        try:
+        with _telling(f"ONNX Runtime cannot load {self.bundle.path(graph)}"):
             return ort.InferenceSession(self.bundle.path(graph), options, providers=PROVIDERS)
-        except Exception as error:  # the package raises classes of its C++ module, some of them RuntimeError
-            reason = " ".join(str(error).split())
-            raise BackendError(f"ONNX Runtime cannot run {self.bundle.path(graph)}: {reason}") from None
 
     def encode_image(self, pixel_values: npt.NDArray[np.float32]) -> Array:
         """[tiles, 3, size, size] → [tiles · tokens_per_tile, hidden]."""
@@ -77,10 +85,11 @@ class OnnxRuntimeBackend:
         with self._lock:
             if self._vision is None:
                 self._vision = self._open(VISION_GRAPH)
-        tiles = [
-            self._vision.run(None, {"pixel_values": pixel_values[i : i + 1].astype(self.dtype, copy=False)})[0]
-            for i in range(len(pixel_values))
-        ]
+        with _telling("ONNX Runtime failed on the image"):
+            tiles = [
+                self._vision.run(None, {"pixel_values": pixel_values[i : i + 1].astype(self.dtype, copy=False)})[0]
+                for i in range(len(pixel_values))
+            ]
         return np.concatenate(tiles).reshape(-1, tiles[0].shape[-1])
 
     def new_context(self) -> OnnxRuntimeContext:
@@ -136,6 +145,7 @@ class OnnxRuntimeContext:
         self._binding.bind_cpu_input("write_indices", positions[:1])
         logits = np.empty((1, self._backend.bundle.manifest.model.vocab_size), np.float32)
         self._binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
-        self._backend.decoder.run_with_iobinding(self._binding)
+        with _telling(f"ONNX Runtime failed on tokens {start} to {start + len(inputs_embeds)}"):
+            self._backend.decoder.run_with_iobinding(self._binding)
         last: Array = logits[0]
         return last
