@@ -24,6 +24,7 @@ from runtime.bundle import (
     VISION_GRAPH,
     Manifest,
     ModelFacts,
+    size_text,
 )
 from runtime.bundle_writer import BundleWriter
 from runtime.preprocess import ImageProcessor
@@ -85,7 +86,7 @@ def export_bundle(
         size = sum(graph.weights_size for graph in graphs.values()) + embeddings_size(config, precision)
         # Graphs, tokenizer and templates are a few megabytes.
         writer.require_space(size + (16 << 20))
-        say(f"writing {size / 1e9:.2f} GB of weights as {precision}")
+        say(f"writing {size_text(size)} of weights as {precision}")
         with make_bar(size) as bar:
             for graph in graphs.values():
                 write_weights(writer, graph, checkpoint, precision, length, bar.update)

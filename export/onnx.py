@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from export.bundle import export_bundle
     from export.checkpoint import Checkpoint, locate
+    from runtime.bundle import size_text
     from runtime.bundle_writer import BundleWriter
 
     BundleWriter(arguments.output, arguments.overwrite)  # refuses a target that exists before a long download
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     checkpoint = Checkpoint(folder)
     _say(
         f"{arguments.ckpt}: Mono-InternVL {checkpoint.config.version}, {checkpoint.config.num_hidden_layers} layers, "
-        f"hidden {checkpoint.config.hidden_size}, {checkpoint.source_bytes / 1e9:.2f} GB"
+        f"hidden {checkpoint.config.hidden_size}, {size_text(checkpoint.source_bytes)}"
     )
     manifest = export_bundle(
         checkpoint,
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     total = sum(record.size for record in manifest.files.values())
     _say(
-        f"{arguments.output}: {total / 1e9:.2f} GB, conversations of up to {manifest.model.max_length} tokens; try\n"
+        f"{arguments.output}: {size_text(total)}, conversations of up to {manifest.model.max_length} tokens; try\n"
         f'  python -m runtime.chat --bundle {arguments.output} --image PHOTO "What is in the picture?"'
     )
 

@@ -225,6 +225,11 @@ class Bundle:
             )
 
 
+def size_text(size: int) -> str:
+    """A number of bytes for people, in powers of ten as disks are sold: ``2.7 MB``, ``13.61 GB``."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
 def sha256_of(file: Path, progress: Callable[[int], None] | None = None) -> str:
     """SHA-256 of a file, in hexadecimal.
 

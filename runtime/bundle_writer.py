@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from runtime.bundle import MANIFEST, FileRecord, Manifest
+from runtime.bundle import MANIFEST, FileRecord, Manifest, size_text
 from runtime.errors import BundleError
 
 
@@ -90,7 +90,7 @@ class BundleWriter:
         free = shutil.disk_usage(self.folder).free
         if free < size:
             raise BundleError(
-                f"the bundle needs {size / 1e9:.2f} GB, {self.target.parent} has {free / 1e9:.2f} GB free: "
+                f"the bundle needs {size_text(size)}, {self.target.parent} has {size_text(free)} free: "
                 "free some space, or choose another disk with -o"
             )
 

@@ -205,7 +205,7 @@ def test_disk_without_room(tmp_path: Path) -> None:
     if mounted.returncode:
         pytest.skip("this machine does not let tests mount a small disk")
     try:
-        with pytest.raises(MonoedgeError, match=r"needs .* GB, .* GB free"):
+        with pytest.raises(MonoedgeError, match=r"needs .* MB, .* MB free"):
             main(["--ckpt", str(CHECKPOINT), "-o", str(disk / "bundle")])
         assert list(disk.iterdir()) == []
     finally:
