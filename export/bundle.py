@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
@@ -106,8 +107,7 @@ def export_bundle(
         )
         for line in check_bundle(writer.folder, checkpoint, precision, length):
             say(line)
-        writer.commit(manifest)
-    return manifest
+        return writer.commit(manifest)
 
 
 def _checked_length(config: ModelConfig, max_length: int | None) -> int:
@@ -122,30 +122,13 @@ def _checked_length(config: ModelConfig, max_length: int | None) -> int:
 
 
 def _model_facts(config: ModelConfig, max_length: int) -> ModelFacts:
-    return ModelFacts(
-        version=config.version,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        vocab_size=config.vocab_size,
-        max_length=max_length,
-    )
+    names = [field.name for field in fields(ModelFacts) if field.name != "max_length"]
+    return ModelFacts(max_length=max_length, **{name: getattr(config, name) for name in names})
 
 
 def _image_processor(config: ModelConfig) -> ImageProcessor:
-    return ImageProcessor(
-        image_size=config.image_size,
-        tokens_per_tile=config.tokens_per_tile,
-        min_tiles=config.min_tiles,
-        max_tiles=config.max_tiles,
-        use_thumbnail=config.use_thumbnail,
-        dynamic_image_size=config.dynamic_image_size,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-    )
+    names = [field.name for field in fields(ImageProcessor) if field.name not in {"mean", "std"}]
+    return ImageProcessor(mean=IMAGENET_MEAN, std=IMAGENET_STD, **{name: getattr(config, name) for name in names})
 
 
 def _operators(graphs: dict[str, Graph]) -> dict[str, int]:

@@ -72,7 +72,7 @@ class Answer:
         )
         self._sequence, self._stop_ids = sequence, stop_ids
         self._max_new_tokens, self._started = max_new_tokens, started
-        self._sampler = Sampler(options.sampling)
+        self._sampler = Sampler(options)
         self._text = _AnswerText(tokenizer, options.stops)
         self._pieces: list[str] = []
         self._logits: list[npt.NDArray[np.float32]] | None = [] if options.return_logits else None

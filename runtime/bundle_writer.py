@@ -109,10 +109,14 @@ class BundleWriter:
         file.write(data)
         self.add(name, file)
 
-    def commit(self, manifest: Manifest) -> None:
-        """Writes the manifest, with the files collected, and puts the bundle in place."""
-        records = {name: self._records[name] for name in sorted(self._records)}
-        (self.folder / MANIFEST).write_text(replace(manifest, files=records).to_json(), encoding="utf-8")
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Puts the bundle in place; returns the manifest with the files collected, as it was written."""
+        written = replace(manifest, files={name: self._records[name] for name in sorted(self._records)})
+        (self.folder / MANIFEST).write_text(written.to_json(), encoding="utf-8")
+        self._put_in_place()
+        return written
+
+    def _put_in_place(self) -> None:
         if not self.target.exists():
             self.folder.rename(self.target)
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from runtime.errors import OptionError
@@ -13,8 +13,8 @@ DEFAULT_MAX_NEW_TOKENS = 1024
 
 
 @dataclass(frozen=True)
-class AnswerOptions:
-    """How to answer; the keywords of ``Session`` and ``Session.ask``.
+class AnswerOptions(SamplingOptions):
+    """How to answer; these and those of ``SamplingOptions`` are the keywords of ``Session`` and ``Session.ask``.
 
     Attributes:
         max_new_tokens: tokens that the answer may have. None: up to 1024, or what the conversation has room for.
@@ -22,7 +22,6 @@ class AnswerOptions:
             limit. Fewer tiles are faster and see less detail.
         stop: strings that end the answer; they are not part of it.
         return_logits: keep the logits of every step in ``Answer.logits``.
-        do_sample, temperature, top_k, top_p, repetition_penalty, seed: see ``SamplingOptions``.
 
     Raises:
         OptionError: a value of another type or out of range.
@@ -32,14 +31,9 @@ class AnswerOptions:
     max_tiles: int | None = None
     stop: str | Sequence[str] = ()
     return_logits: bool = False
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int | None = 50
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         count = self.max_new_tokens
         if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
             raise OptionError(f"max_new_tokens must be a whole number of at least 1, or None, got {count!r}")
@@ -52,17 +46,11 @@ class AnswerOptions:
             raise OptionError(f"stop must be a string or a list of strings, none of them empty, got {self.stop!r}")
         if not isinstance(self.return_logits, bool):
             raise OptionError(f"return_logits must be True or False, got {self.return_logits!r}")
-        self.sampling  # noqa: B018 - checks the rest
 
     @property
     def stops(self) -> tuple[str, ...]:
         """``stop`` as a tuple."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-
-    @property
-    def sampling(self) -> SamplingOptions:
-        """The part that chooses tokens."""
-        return SamplingOptions(**{field.name: getattr(self, field.name) for field in fields(SamplingOptions)})
 
     def changed(self, values: dict[str, Any]) -> AnswerOptions:
         """These options with some values replaced.
@@ -74,4 +62,4 @@ class AnswerOptions:
         for name in values:
             if name not in known:
                 raise OptionError(f"option {name!r} is not known, expected one of: {', '.join(known)}")
-        return AnswerOptions(**{name: getattr(self, name) for name in known} | values)
+        return replace(self, **values)
