@@ -74,7 +74,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         max_length=arguments.max_length,
         overwrite=arguments.overwrite,
         say=_say,
-        make_bar=lambda size: tqdm(total=size, unit="B", unit_scale=True, desc="weights", file=sys.stderr),
+        make_bar=lambda size: tqdm(
+            total=size,
+            unit="B",
+            unit_scale=True,
+            desc="weights",
+            file=sys.stderr,
+            # A log file keeps every state of the bar.
+            mininterval=0.1 if sys.stderr.isatty() else 10,
+        ),
     )
     total = sum(record.size for record in manifest.files.values())
     _say(

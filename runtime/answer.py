@@ -27,7 +27,8 @@ class Stats:
         visual_tokens: those of them that belong to images.
         reused_tokens: those of them that the cache held already.
         generated_tokens: tokens of the answer, the one that ended it included.
-        time_to_first_token: from the question to the first token, images included; None before it.
+        time_to_first_token: from when the answer began to be read to the first token, with the time that it took
+            to read the images and write the prompt; None before it.
         tokens_per_second: rate of the tokens after the first; None with fewer than two.
     """
 
@@ -60,7 +61,7 @@ class Answer:
         stop_ids: frozenset[int],
         options: AnswerOptions,
         max_new_tokens: int,
-        started: float,
+        preparation: float,
     ) -> None:
         self.prompt = prompt
         self.generated_ids: list[int] = []
@@ -71,14 +72,14 @@ class Answer:
             reused_tokens=sequence.reusable(prompt),
         )
         self._sequence, self._stop_ids = sequence, stop_ids
-        self._max_new_tokens, self._started = max_new_tokens, started
+        self._max_new_tokens, self._preparation = max_new_tokens, preparation
         self._sampler = Sampler(options)
         self._text = _AnswerText(tokenizer, options.stops)
         self._pieces: list[str] = []
         self._logits: list[npt.NDArray[np.float32]] | None = [] if options.return_logits else None
         self._cancelled = threading.Event()
         self._lock = threading.RLock()
-        self._first_token_at = 0.0
+        self._started = self._first_token_at = 0.0
 
     def __iter__(self) -> Iterator[str]:
         """The pieces of the answer as they become certain; from the beginning, however often."""
@@ -129,6 +130,8 @@ class Answer:
         if self._cancelled.is_set():
             self._finish("cancelled")
             return
+        if not self._started:
+            self._started = time.perf_counter() - self._preparation
         if self.generated_ids:
             logits = self._sequence.step(self.generated_ids[-1])
         else:

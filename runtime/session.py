@@ -119,7 +119,7 @@ class Session:
             self._model.stop_ids,
             chosen,
             max_new_tokens,
-            started,
+            preparation=time.perf_counter() - started,
         )
         return self._answer
 
