@@ -1,0 +1,271 @@
+// The operators: checks of what the caller gives, the workspace's layout, and the steps that an operator is made of.
+
+#include "experts.h"
+
+#include "launch.cuh"
+
+namespace monoedge
+{
+
+namespace
+{
+
+/// So that sizes fit into 32 bits with room for tiles, and products of two into 64.
+constexpr std::int64_t kMostOfASize{1 << 28};
+
+/// Sums of int8 products, each at most 2^14, stay below 2^31.
+constexpr std::int64_t kMostSummedInInt8{(1 << 17) - 1};
+
+constexpr std::size_t kAlignment{16};
+
+std::size_t aligned(std::size_t bytes)
+{
+    std::size_t constexpr kLine{256};
+    return (bytes + kLine - 1) / kLine * kLine;
+}
+
+bool isAligned(void const* pointer, std::size_t bytes)
+{
+    return reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0;
+}
+
+bool isSize(std::int64_t size)
+{
+    return size > 0 && size <= kMostOfASize;
+}
+
+/// Parts of the workspace, one behind the other.
+struct Workspace
+{
+    std::size_t routingRows;    ///< Behind the counts.
+    std::size_t quantizedInput; ///< [rows, in] int8
+    std::size_t product;        ///< [rows, inter] 16 bits; rows for an int8 matrix fill the first half of theirs.
+    std::size_t size;
+
+    Workspace(std::int64_t rows, std::int64_t in, std::int64_t inter)
+    {
+        auto const r = static_cast<std::size_t>(rows);
+        routingRows = aligned(kExperts * sizeof(std::int32_t));
+        quantizedInput = routingRows + aligned(kExperts * sizeof(std::int32_t) * r);
+        product = quantizedInput + aligned(r * static_cast<std::size_t>(in));
+        size = product + aligned(2 * r * static_cast<std::size_t>(inter));
+    }
+};
+
+Format formatOf(Weight const& weight)
+{
+    return weight.scale == nullptr ? Format::kFloat
+        : weight.inputScale == nullptr ? Format::kInt8Weight
+                                       : Format::kInt8;
+}
+
+/// Whether a matrix [.., in] can be one at all.
+bool isWeight(Weight const& weight, std::int64_t in)
+{
+    Format const format = formatOf(weight);
+    bool const scalesFit = isAligned(weight.scale, sizeof(float)) && isAligned(weight.inputScale, sizeof(float))
+        && (weight.scale != nullptr || weight.inputScale == nullptr);
+    return weight.data != nullptr && scalesFit && (format != Format::kFloat || isAligned(weight.data, 2))
+        && (format != Format::kInt8 || in <= kMostSummedInInt8);
+}
+
+/// Whether the fast paths can load it in pieces of 16 bytes.
+bool isFast(Weight const& weight, std::int64_t in)
+{
+    std::int64_t const elements = formatOf(weight) == Format::kFloat ? 8 : 16;
+    return isAligned(weight.data, kAlignment) && in % elements == 0;
+}
+
+/// Where rows lie.
+struct Rows
+{
+    void const* data;
+    std::int64_t stride; ///< In bytes.
+};
+
+/// What the steps of one call have in common.
+struct Operator
+{
+    std::int64_t rows;
+    std::int64_t in;
+    void const* hiddenStates;
+    bool const* visualMask;
+    char* workspace;
+    Workspace layout;
+    Path path;
+
+    /// `fast`: whether sizes and matrices suit the fast paths. No product of the size `inter`: 0.
+    template <typename Params>
+    Operator(Params const& params, std::int64_t in_, std::int64_t inter, bool fast)
+        : rows{params.rows}
+        , in{in_}
+        , hiddenStates{params.hiddenStates}
+        , visualMask{params.visualMask}
+        , workspace{static_cast<char*>(params.workspace)}
+        , layout{params.rows, in_, inter}
+    {
+        bool const isFastEverywhere
+            = fast && isAligned(params.hiddenStates, kAlignment) && isAligned(params.output, kAlignment);
+        path = !isFastEverywhere ? Path::kGeneric : rows <= DecodeTile::kMaxRows ? Path::kDecode : Path::kPrefill;
+    }
+
+    /// A step without its experts.
+    Step step(std::int64_t stepIn, std::int64_t out) const
+    {
+        Step step{};
+        step.rows = static_cast<std::int32_t>(rows);
+        step.in = static_cast<std::int32_t>(stepIn);
+        step.out = static_cast<std::int32_t>(out);
+        step.visualMask = visualMask;
+        step.routing.counts = reinterpret_cast<std::int32_t*>(workspace);
+        step.routing.rows = reinterpret_cast<std::int32_t*>(workspace + layout.routingRows);
+        step.routing.capacity = step.rows;
+        return step;
+    }
+
+    static StepExpert expert(Weight const& weight, Rows input, void* output, std::int64_t outputStride)
+    {
+        StepExpert expert{};
+        expert.format = formatOf(weight);
+        expert.input = static_cast<char const*>(input.data);
+        expert.inputStride = input.stride;
+        expert.weight = static_cast<char const*>(weight.data);
+        expert.scale = weight.scale;
+        expert.inputScale = weight.inputScale;
+        expert.output = static_cast<char*>(output);
+        expert.outputStride = outputStride;
+        return expert;
+    }
+
+    /// Where an expert of this format finds the hidden states.
+    Rows inputFor(Weight const& weight) const
+    {
+        return formatOf(weight) == Format::kInt8 ? Rows{workspace + layout.quantizedInput, in}
+                                                 : Rows{hiddenStates, 2 * in};
+    }
+
+    /// What comes before the steps: the lists of rows, and the rows in int8.
+    template <typename T>
+    cudaError_t prepare(Step const& first, Weight const& text, Weight const& visual, cudaStream_t stream) const
+    {
+        if (path != Path::kDecode)
+        {
+            MONOEDGE_CHECK(launchRoute(first, stream));
+        }
+        QuantizeRows const params{hiddenStates, reinterpret_cast<std::int8_t*>(workspace + layout.quantizedInput),
+            visualMask, {text.inputScale, visual.inputScale}, first.in};
+        bool const isNeeded = text.inputScale != nullptr || visual.inputScale != nullptr;
+        return isNeeded ? launchQuantize<T>(params, first.rows, stream) : cudaSuccess;
+    }
+};
+
+/// What every operator's parameters must fulfil; sizes are checked before.
+template <typename Params>
+bool arePointersValid(Params const& params, std::size_t workspaceSize)
+{
+    return params.hiddenStates != nullptr && params.visualMask != nullptr && params.output != nullptr
+        && params.workspace != nullptr && params.workspaceSize >= workspaceSize && isAligned(params.hiddenStates, 2)
+        && isAligned(params.output, 2) && isAligned(params.workspace, kAlignment);
+}
+
+bool isType(Type type)
+{
+    return type == Type::kFloat16 || type == Type::kBFloat16;
+}
+
+template <typename T>
+cudaError_t enqueue(ExpertLinearParams const& params, cudaStream_t stream)
+{
+    bool const fast = isFast(params.text, params.in) && isFast(params.visual, params.in) && params.out % 8 == 0;
+    Operator const op{params, params.in, 0, fast};
+    Step step = op.step(params.in, params.out);
+    step.experts[0] = Operator::expert(params.text, op.inputFor(params.text), params.output, 2 * params.out);
+    step.experts[1] = Operator::expert(params.visual, op.inputFor(params.visual), params.output, 2 * params.out);
+    MONOEDGE_CHECK(op.prepare<T>(step, params.text, params.visual, stream));
+    return launchStep<T, false>(step, op.path, stream);
+}
+
+template <typename T>
+cudaError_t enqueue(FusedMoeParams const& params, cudaStream_t stream)
+{
+    std::int64_t const hidden = params.hidden;
+    std::int64_t const inter = params.inter;
+    bool const fast = isFast(params.textGateUp, hidden) && isFast(params.visualGateUp, hidden)
+        && isFast(params.textDown, inter) && isFast(params.visualDown, inter) && hidden % 8 == 0 && inter % 8 == 0;
+    Operator const op{params, hidden, inter, fast};
+    char* const product = op.workspace + op.layout.product;
+    Step gateUp = op.step(hidden, inter);
+    Step down = op.step(inter, hidden);
+    Weight const* const weights[kExperts][2]{
+        {&params.textGateUp, &params.textDown}, {&params.visualGateUp, &params.visualDown}};
+    for (int i = 0; i < kExperts; ++i)
+    {
+        Weight const& first = *weights[i][0];
+        Weight const& second = *weights[i][1];
+        gateUp.experts[i] = Operator::expert(first, op.inputFor(first), product, 2 * inter);
+        gateUp.experts[i].outputScale = second.inputScale;
+        down.experts[i] = Operator::expert(second, Rows{product, 2 * inter}, params.output, 2 * hidden);
+    }
+    MONOEDGE_CHECK(op.prepare<T>(gateUp, params.textGateUp, params.visualGateUp, stream));
+    MONOEDGE_CHECK((launchStep<T, true>(gateUp, op.path, stream)));
+    return launchStep<T, false>(down, op.path, stream);
+}
+
+template <typename Params>
+cudaError_t enqueueAs(Params const& params, cudaStream_t stream)
+{
+    return params.type == Type::kFloat16 ? enqueue<Float16>(params, stream) : enqueue<BFloat16>(params, stream);
+}
+
+} // namespace
+
+std::size_t expertLinearWorkspace(std::int64_t rows, std::int64_t in, std::int64_t)
+{
+    return Workspace{rows, in, 0}.size;
+}
+
+std::size_t fusedMoeWorkspace(std::int64_t rows, std::int64_t hidden, std::int64_t inter)
+{
+    return Workspace{rows, hidden, inter}.size;
+}
+
+cudaError_t expertLinear(ExpertLinearParams const& params, cudaStream_t stream)
+{
+    if (!isType(params.type) || !isSize(params.in) || !isSize(params.out) || params.rows < 0
+        || params.rows > kMostOfASize)
+    {
+        return cudaErrorInvalidValue;
+    }
+    if (params.rows == 0)
+    {
+        return cudaSuccess;
+    }
+    if (!arePointersValid(params, expertLinearWorkspace(params.rows, params.in, params.out))
+        || !isWeight(params.text, params.in) || !isWeight(params.visual, params.in))
+    {
+        return cudaErrorInvalidValue;
+    }
+    return enqueueAs(params, stream);
+}
+
+cudaError_t fusedMoe(FusedMoeParams const& params, cudaStream_t stream)
+{
+    if (!isType(params.type) || !isSize(params.hidden) || !isSize(params.inter) || params.rows < 0
+        || params.rows > kMostOfASize)
+    {
+        return cudaErrorInvalidValue;
+    }
+    if (params.rows == 0)
+    {
+        return cudaSuccess;
+    }
+    if (!arePointersValid(params, fusedMoeWorkspace(params.rows, params.hidden, params.inter))
+        || !isWeight(params.textGateUp, params.hidden) || !isWeight(params.visualGateUp, params.hidden)
+        || !isWeight(params.textDown, params.inter) || !isWeight(params.visualDown, params.inter))
+    {
+        return cudaErrorInvalidValue;
+    }
+    return enqueueAs(params, stream);
+}
+
+} // namespace monoedge

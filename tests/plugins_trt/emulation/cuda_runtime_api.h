@@ -1,0 +1,44 @@
+// Stands in for CUDA's header of this name when the kernels are compiled for a CPU: see blocks.h.
+
+#pragma once
+
+#include <cstddef>
+
+enum cudaError_t
+{
+    cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
+    cudaErrorLaunchOutOfResources = 701,
+};
+
+enum cudaFuncAttribute
+{
+    cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
+};
+
+enum cudaDeviceAttr
+{
+    cudaDevAttrMultiProcessorCount = 16,
+};
+
+using cudaStream_t = struct CUstream_st*;
+
+struct uint2
+{
+    unsigned x;
+    unsigned y;
+};
+
+struct dim3
+{
+    unsigned x;
+    unsigned y;
+    unsigned z;
+
+    constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1)
+        : x{x_}
+        , y{y_}
+        , z{z_}
+    {
+    }
+};
