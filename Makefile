@@ -12,14 +12,15 @@ SOURCES := export plugins_trt runtime calibration tests benchmarks examples
 
 DEMO_BUNDLE := build/shapes
 DEMO_PICTURE := examples/shapes/pictures/p004.png
+HEADERS := build/tensorrt_headers
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types plugin clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 # torch first and alone: what depends on it must not choose another build.
 	$(BIN)/pip install --disable-pip-version-check --no-input $(TORCH)
-	$(BIN)/pip install --disable-pip-version-check --no-input --editable '.[cpu,export,dev]'
+	$(BIN)/pip install --disable-pip-version-check --no-input --editable '.[cpu,export,rtx,dev]'
 	touch $@
 
 $(DEMO_BUNDLE)/manifest.json: $(VENV)/ready $(wildcard export/*.py plugins_trt/*.py) examples/shapes/checkpoint/model.safetensors
@@ -32,7 +33,7 @@ demo: $(DEMO_BUNDLE)/manifest.json
 		$(BIN)/python -m runtime.chat --bundle $(DEMO_BUNDLE) --image $(DEMO_PICTURE) "$$question" || exit; \
 	done
 
-test: $(VENV)/ready
+test: $(VENV)/ready $(HEADERS)
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/ready
@@ -41,6 +42,16 @@ lint: $(VENV)/ready
 
 types: $(VENV)/ready
 	$(BIN)/mypy
+
+# NVIDIA's Apache-2.0 headers of TensorRT, which tests build the plugin with where none are installed.
+$(HEADERS): | $(VENV)/ready
+	$(BIN)/pip install --disable-pip-version-check --no-input --quiet --no-deps --target $@ kernel-lens==2.0.1
+
+# The plugin library. cmake says what it lacks here and how to get it. CMAKE_FLAGS takes,
+# say, -DCMAKE_CUDA_ARCHITECTURES=87.
+plugin:
+	cmake -B build -S . $(CMAKE_FLAGS)
+	cmake --build build
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,56 @@
+// Checks a node's tensors against the operator's definition: how many, of which types, ranks and shapes.
+
+#pragma once
+
+#include "schema.h"
+
+#include <NvInferRuntime.h>
+
+#include <cstdint>
+#include <string>
+
+namespace monoedge::trt
+{
+
+/// Of a dimension that is not known while the network is being built; TensorRT's own number for it.
+inline constexpr std::int64_t kUnknown{-1};
+
+/// Throws a Refusal unless a node has as many inputs and outputs as its operator.
+void checkCounts(schema::Operator const& op, std::int32_t nbInputs, std::int32_t nbOutputs);
+
+/// Throws a Refusal unless `type` is what `tensor` may be; `nodeType` is the type of the node's first input.
+void checkType(schema::Tensor const& tensor, nvinfer1::DataType type, nvinfer1::DataType nodeType);
+
+/// Whether `type` is what `tensor` may be.
+bool typeFits(schema::Tensor const& tensor, nvinfer1::DataType type, nvinfer1::DataType nodeType) noexcept;
+
+/// The numbers that a node's named dimensions have.
+class Sizes
+{
+public:
+    Sizes();
+
+    /// Takes the numbers from a tensor's shape. Throws a Refusal where they contradict the definition or each other.
+    void bind(schema::Tensor const& tensor, nvinfer1::Dims const& shape);
+
+    std::int64_t operator[](schema::Dim dim) const
+    {
+        return mSizes[dim];
+    }
+
+    /// batch · sequence
+    std::int64_t rows() const
+    {
+        return mSizes[schema::kBatch] * mSizes[schema::kSequence];
+    }
+
+    /// "batch 1, sequence 5, in 64", without those that are unknown.
+    std::string describe() const;
+
+private:
+    std::string expected(schema::Tensor const& tensor) const;
+
+    std::int64_t mSizes[schema::kDims];
+};
+
+} // namespace monoedge::trt

@@ -1,0 +1,29 @@
+// Makes plugins of one operation, for TensorRT's ONNX parser and for plans that hold one.
+
+#pragma once
+
+#include "operation.h"
+
+#include <NvInferRuntime.h>
+
+namespace monoedge::trt
+{
+
+class ExpertPluginCreator final : public nvinfer1::IPluginCreatorV3One
+{
+public:
+    explicit ExpertPluginCreator(Operation const& operation);
+
+    nvinfer1::IPluginV3* createPlugin(char const* name, nvinfer1::PluginFieldCollection const* fc,
+        nvinfer1::TensorRTPhase phase) noexcept override;
+    nvinfer1::PluginFieldCollection const* getFieldNames() noexcept override;
+    char const* getPluginName() const noexcept override;
+    char const* getPluginVersion() const noexcept override;
+    char const* getPluginNamespace() const noexcept override;
+
+private:
+    Operation const& mOperation;
+    nvinfer1::PluginFieldCollection mNoFields{}; ///< The operators have no attributes of their own.
+};
+
+} // namespace monoedge::trt
