@@ -70,8 +70,38 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class EngineRecord(FileRecord):
+    """One TensorRT plan of the bundle, and everything that it was made from.
+
+    Attributes:
+        graph: the graph that was built, ``decoder.onnx`` or ``vision.onnx``.
+        target: ``trt``, or ``trt-rtx`` for TensorRT for RTX.
+        tensorrt: version of that TensorRT.
+        compute_capability: the GPU that it was built for, 89 for 8.9.
+        plugin_sha256: of the plugin library; empty for a plan without plugins.
+        graph_sha256: of the graph file, as the manifest gave it at that time.
+        weights_sha256: of the graph's weights, likewise.
+        max_length: tokens that the decoder's caches hold; a vision plan carries that of its decoder.
+        max_batch: conversations that the decoder computes at once; likewise.
+    """
+
+    graph: str
+    target: str
+    tensorrt: str
+    compute_capability: int
+    plugin_sha256: str
+    graph_sha256: str
+    weights_sha256: str
+    max_length: int
+    max_batch: int
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """``manifest.json``: what the bundle holds and what made it."""
+    """``manifest.json``: what the bundle holds and what made it.
+
+    ``engines`` are not in ``files``: a bundle answers without them, and does so after one was deleted.
+    """
 
     name: str
     precision: str
@@ -80,6 +110,7 @@ class Manifest:
     operators: dict[str, int]
     created_by: dict[str, str]
     files: dict[str, FileRecord] = field(default_factory=dict)
+    engines: dict[str, EngineRecord] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The manifest as indented JSON, keys in a fixed order."""
@@ -89,6 +120,8 @@ class Manifest:
             **asdict(self),
             "image": self.image.to_json(),
         }
+        if not self.engines:
+            del values["engines"]
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -117,6 +150,10 @@ class Manifest:
                 operators=_typed(values, "operators", dict),
                 created_by=_typed(values, "created_by", dict),
                 files={name: _record(FileRecord, record) for name, record in _typed(values, "files", dict).items()},
+                engines={
+                    name: _record(EngineRecord, record)
+                    for name, record in _typed({"engines": {}} | values, "engines", dict).items()
+                },
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise BundleError(f"{MANIFEST} is damaged: {error}; export the bundle again") from None
@@ -135,7 +172,7 @@ class Manifest:
                     f"the bundle uses version {version} of operator {name}, this runtime knows "
                     f"{OPERATOR_VERSIONS.get(name, 'none')}: export it again with the monoedge installed here"
                 )
-        for name in self.files:
+        for name in (*self.files, *self.engines):
             if Path(name).is_absolute() or ".." in Path(name).parts or "\\" in name:
                 raise BundleError(f"{MANIFEST} names {name!r}, which lies outside the bundle: not a bundle to trust")
         for name in REQUIRED_FILES:

@@ -1,0 +1,142 @@
+"""``python -m export.engine``: TensorRT plans of a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from runtime.cli import need, run
+
+_DESCRIPTION = """\
+Builds TensorRT plans of a bf16 or fp16 bundle: one for the decoder, with a profile for prefill and one for
+decode, and one for the vision graph. They go into the bundle's engines/, and its manifest says what they were
+built of.
+
+examples:
+  python -m export.engine --bundle bundle/ --target trt                 # on the device: for the GPU at hand
+  python -m export.engine --bundle bundle/ --target trt-rtx --sm 89     # TensorRT for RTX, on any machine
+  python -m export.engine --bundle bundle/ --target trt --sm 87 --print-trtexec
+
+What an engine answers is not checked yet: there is no backend that runs it. Nothing is kept of a build that was
+interrupted or failed."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line, by default this process's, and builds, prints or registers."""
+    parser = argparse.ArgumentParser(
+        prog="python -m export.engine",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_options(parser)
+    arguments = parser.parse_args(argv)
+
+    need("export", "onnx", "tqdm")
+    from export import engine_build, engine_trtexec
+    from export.engine_device import find_device
+    from export.engine_plan import Options, check_bundle, check_chip, check_lengths, plans
+    from export.engine_target import TARGETS, choose_capability, require_module
+    from runtime.bundle import Bundle
+    from runtime.errors import BackendError, OptionError
+
+    target = TARGETS[arguments.target]
+    prints = arguments.print_trtexec or arguments.write_onnx is not None
+    builds = not prints and not arguments.register
+    if prints and arguments.register:
+        raise OptionError("--register takes plans that are there: leave out --print-trtexec and --write-onnx")
+    if prints and target.capabilities:
+        raise OptionError(f"trtexec is TensorRT's; {target.title} builds on any machine: leave out --print-trtexec")
+    if arguments.timing_cache is not None and not (builds and target.timing_cache):
+        raise OptionError("--timing-cache is for builds with --target trt; TensorRT for RTX measures nothing")
+    bundle = Bundle(arguments.bundle)
+    check_bundle(bundle.manifest)
+    max_length = check_lengths(bundle.manifest, arguments.max_length, arguments.max_batch)
+    if builds:
+        require_module(target)
+    device = find_device()
+    capability = choose_capability(target, arguments.sm, device.capability if device else None, builds)
+    check_chip(bundle.manifest, capability)
+    options = Options(target, capability, max_length, arguments.max_batch)
+
+    if prints:
+        try:
+            plugin: Path | None = engine_build.find_plugin(arguments.plugin)
+        except BackendError:
+            if arguments.plugin is not None:
+                raise
+            plugin = None
+        made = plans(bundle, options)
+        if arguments.write_onnx is not None:
+            engine_trtexec.write_graphs(bundle, made, arguments.write_onnx, arguments.overwrite)
+            _say(f"{arguments.write_onnx}: the graphs of both plans, with links to their weights")
+        if arguments.print_trtexec:
+            print(engine_trtexec.script(bundle, options, made, plugin, arguments.write_onnx))  # noqa: T201
+        return
+    plugin = engine_build.find_plugin(arguments.plugin)
+    if arguments.register:
+        engine_build.register(bundle, options, arguments.register, plugin, arguments.overwrite, _say)
+        return
+    engine_build.build(
+        bundle,
+        options,
+        plans(bundle, options),
+        plugin,
+        (arguments.timing_cache or _timing_cache(capability)) if target.timing_cache else None,
+        device,
+        arguments.overwrite,
+        _say,
+        _bar,
+    )
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--bundle", required=True, metavar="BUNDLE", help="the bundle to build for")
+    add("--target", required=True, choices=("trt", "trt-rtx"), help="TensorRT, or TensorRT for RTX")
+    add("--sm", type=int, metavar="NN", help="compute capability to build for, as 89 (default: the GPU at hand)")
+    add("--max-length", type=int, metavar="N", help="tokens that caches hold (default, and most: the bundle's)")
+    add("--max-batch", type=int, default=1, metavar="N", help="conversations computed at once (default 1)")
+    add("--plugin", type=Path, metavar="PATH", help="the plugin library (default: the one that cmake built)")
+    add("--timing-cache", type=Path, metavar="FILE", help="what TensorRT measured, kept for its next build")
+    add("--overwrite", action="store_true", help="replace plans that are there already")
+    add("--print-trtexec", action="store_true", help="build nothing, print the commands that do it with trtexec")
+    add("--write-onnx", type=Path, metavar="FOLDER", help="build nothing, write the graphs that trtexec takes")
+    add("--register", type=Path, nargs="+", metavar="PLAN", help="take plans that trtexec built into the bundle")
+
+
+def _timing_cache(capability: int) -> Path:
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return caches / f"monoedge/trt-sm{capability}.timing"
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Callable[[str, float], None]]:
+    from tqdm import tqdm
+
+    with tqdm(
+        total=100,
+        desc=name,
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} {postfix}",
+        file=sys.stderr,
+        disable=None,  # where nobody watches
+        leave=False,
+    ) as bar:
+
+        def progress(phase: str, fraction: float) -> None:
+            bar.set_postfix_str(phase, refresh=False)
+            # A phase that begins may be counted back.
+            bar.update(max(100 * fraction - bar.n, 0))
+
+        yield progress
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 - a command line speaks
+
+
+if __name__ == "__main__":
+    run(main)
