@@ -15,8 +15,8 @@ import hashlib
 import io
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from runtime.errors import BundleError, ImageError, OptionError
+from runtime.records import read_record
 
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 """What `load_image` takes."""
@@ -79,14 +80,7 @@ class ImageProcessor:
         Raises:
             BundleError: not an object with exactly these keys, or a value out of range.
         """
-        names = {field.name for field in fields(cls)}
-        if not isinstance(data, Mapping) or set(data) != names:
-            got = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
-            raise BundleError(f"image processor: expected the keys {sorted(names)}, got {got}: export the bundle again")
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
-        }
-        return cls(**values)
+        return read_record(cls, data, "image processor")
 
     def to_json(self) -> dict[str, object]:
         """Give these facts as an object of JSON types."""

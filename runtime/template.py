@@ -7,11 +7,11 @@ left to the tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 from runtime.errors import BundleError, PromptError
+from runtime.records import read_record
 
 PLACEHOLDER = "<image>"
 """What a user writes in a prompt where an image shall stand."""
@@ -76,14 +76,7 @@ class ChatTemplate:
         Raises:
             BundleError: not an object with exactly these keys, or a value of the wrong type.
         """
-        names = {field.name for field in fields(cls)}
-        if not isinstance(data, Mapping) or set(data) != names:
-            got = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
-            raise BundleError(f"chat template: expected the keys {sorted(names)}, got {got}: export the bundle again")
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
-        }
-        return cls(**values)
+        return read_record(cls, data, "chat template")
 
     def to_json(self) -> dict[str, object]:
         """Give this template as an object of JSON types."""

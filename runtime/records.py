@@ -1,0 +1,30 @@
+"""Small records of a bundle's JSON files, read strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from runtime.errors import BundleError
+
+T = TypeVar("T")
+
+
+def read_record(kind: type[T], data: object, what: str) -> T:
+    """A dataclass from a JSON object with exactly its fields as keys; lists become tuples.
+
+    Args:
+        kind: the dataclass, which checks its values itself.
+        data: what was read.
+        what: the record's name in errors.
+
+    Raises:
+        BundleError: no object, or other keys.
+    """
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type] # dataclasses have no common base
+    if not isinstance(data, Mapping) or set(data) != names:
+        got = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
+        raise BundleError(f"{what}: expected the keys {sorted(names)}, got {got}: export the bundle again")
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+    return kind(**values)
