@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -99,6 +100,25 @@ class RotaryTable(nn.Module):
         self.register_buffer("sin", angles.sin().to(torch.get_default_dtype()))
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """What all layers need to know of the tokens that are computed now.
+
+    Attributes:
+        visual_mask: bool [batch, sequence].
+        position_ids: int64 [batch, sequence].
+        write_indices: int64 [batch], where in the caches the chunk begins.
+    """
+
+    visual_mask: torch.Tensor
+    position_ids: torch.Tensor
+    write_indices: torch.Tensor
+
+
+Cache = tuple[torch.Tensor, torch.Tensor]
+"""Keys and values of one layer, each [batch, kv_heads, capacity, head_dim]."""
+
+
 class Attention(nn.Module):
     """Causal attention with grouped heads over a cache of fixed capacity."""
 
@@ -114,17 +134,11 @@ class Attention(nn.Module):
         self.output = make(config.hidden_size, config.hidden_size)
 
     def forward(
-        self,
-        x: torch.Tensor,
-        visual_mask: torch.Tensor,
-        position_ids: torch.Tensor,
-        write_indices: torch.Tensor,
-        cache: tuple[torch.Tensor, torch.Tensor],
-        rope: RotaryTable,
-        last_only: bool,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        self, x: torch.Tensor, chunk: Chunk, cache: Cache, rope: RotaryTable, last_only: bool
+    ) -> tuple[torch.Tensor, Cache]:
         """[batch, sequence, hidden] → the same (one row with ``last_only``), and the caches with this chunk."""
         cos, sin = rope.cos, rope.sin
+        visual_mask, position_ids = chunk.visual_mask, chunk.position_ids
         # Sliced by heads: the exporter turns torch.split into operators on sequences, which TensorRT lacks.
         heads = self.qkv(x, visual_mask).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         query, key, value = (
@@ -132,8 +146,8 @@ class Attention(nn.Module):
             heads[:, self.heads : self.heads + self.kv_heads],
             heads[:, self.heads + self.kv_heads :],
         )
-        key_cache = tensor_scatter(cache[0], rotary_embedding(key, cos, sin, position_ids), write_indices)
-        value_cache = tensor_scatter(cache[1], value, write_indices)
+        key_cache = tensor_scatter(cache[0], rotary_embedding(key, cos, sin, position_ids), chunk.write_indices)
+        value_cache = tensor_scatter(cache[1], value, chunk.write_indices)
         if last_only:
             query, position_ids, visual_mask = query[:, :, -1:], position_ids[:, -1:], visual_mask[:, -1:]
         query = rotary_embedding(query, cos, sin, position_ids)
@@ -154,19 +168,11 @@ class DecoderLayer(nn.Module):
         self.feed_forward = FusedMoE(config.hidden_size, config.intermediate_size)
 
     def forward(
-        self,
-        x: torch.Tensor,
-        visual_mask: torch.Tensor,
-        position_ids: torch.Tensor,
-        write_indices: torch.Tensor,
-        cache: tuple[torch.Tensor, torch.Tensor],
-        rope: RotaryTable,
-        last_only: bool,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        self, x: torch.Tensor, chunk: Chunk, cache: Cache, rope: RotaryTable, last_only: bool
+    ) -> tuple[torch.Tensor, Cache]:
         """[batch, sequence, hidden] → the same (one row with ``last_only``), and the caches with this chunk."""
-        attended, cache = self.attention(
-            self.attention_norm(x), visual_mask, position_ids, write_indices, cache, rope, last_only
-        )
+        attended, cache = self.attention(self.attention_norm(x), chunk, cache, rope, last_only)
+        visual_mask = chunk.visual_mask
         if last_only:
             x, visual_mask = x[:, -1:], visual_mask[:, -1:]
         x = x + attended
@@ -212,10 +218,11 @@ class Decoder(nn.Module):
             ``last_only``), and the caches in the order in which they came.
         """
         x, present = inputs_embeds, list[torch.Tensor]()
+        chunk = Chunk(visual_mask, position_ids, write_indices)
         for index, layer in enumerate(self.layers):
             last_only = self.last_only and index == len(self.layers) - 1
             cache = (past_key_values[2 * index], past_key_values[2 * index + 1])
-            x, cache = layer(x, visual_mask, position_ids, write_indices, cache, self.rope, last_only)
+            x, cache = layer(x, chunk, cache, self.rope, last_only)
             present += cache
         logits = self.lm_head(self.norm(x[:, -1] if self.last_only else x), visual_mask).float()
         return logits, present
