@@ -149,3 +149,9 @@ def test_bundle_computes_the_vision_and_key_value_vectors(tiny_bundle: Path) -> 
     embeds = np.array(bundle.embeddings()[golden["input_ids"]])
     embeds[mask] = visual
     assert_close(embeds, golden["inputs_embeds"])
+    length = len(embeds)
+    context = backend.new_context()
+    context.reserve(512)
+    assert_close(context.forward(embeds, mask, 0), golden["prefill_last_logits"])
+    for cache, name in zip(context._caches, ("kv_layer0_key", "kv_layer0_value"), strict=False):
+        assert_close(cache[0, :, :length], golden[name])
