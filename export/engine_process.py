@@ -160,10 +160,5 @@ def _told(
     if failed is None:
         ended = f"ended with {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         failed = f"the process that builds {ended}"
-    words = next(
-        iter(
-            (*ours, *(errors + last if reported else ())),
-        ),
-        "",
-    )
+    words = [*ours, *(errors + last if reported else []), ""][0]
     return " ".join(f"{title}, {graph}: {failed}{': ' if words else ''}{words}".split())

@@ -28,6 +28,7 @@ from torch.export import Dim
 
 from export import modeling
 from export.config import ModelConfig
+from export.engine_network import CAPACITY
 from export.fused_moe import translation_table
 from export.tensors import Parameter, decoder_parameters, vision_parameters
 from plugins_trt import function
@@ -86,7 +87,7 @@ def trace_decoder(config: ModelConfig, precision: str, max_length: int) -> Graph
     batch, sequence, capacity = (
         Dim("batch", max=1024),
         Dim("sequence", max=1 << 20),
-        Dim("capacity", max=1 << 20),
+        Dim(CAPACITY, max=1 << 20),
     )
     with FakeTensorMode(), modeling.default_dtype(dtype):
         module = modeling.Decoder(config, max_length).eval()

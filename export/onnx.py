@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from runtime.bundle import PRECISIONS
 from runtime.cli import need, run
 
 _DESCRIPTION = """\
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="OUT", type=Path, help="the bundle to make")
     parser.add_argument(
         "--dtype",
-        choices=("fp32", "bf16", "fp16"),
+        choices=tuple(PRECISIONS),
         default="fp32",
         help="number format of weights and activations: fp32 for CPUs (the default), bf16 for GPUs; fp16 overflows "
         "on the released weights",

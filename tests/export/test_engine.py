@@ -49,13 +49,6 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def bundle(tiny_v1_bf16_bundle: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "bundle"
-    shutil.copytree(tiny_v1_bf16_bundle, folder)
-    return folder
-
-
-@pytest.fixture
 def plugin(tmp_path: Path) -> Path:
     """Where only its name and hash count."""
     file = tmp_path / "plugin.so"

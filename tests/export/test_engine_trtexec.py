@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,13 +25,6 @@ from runtime.errors import BundleError, OptionError
 ROOT = Path(__file__).resolve().parents[2]
 HEAD = b"ftrt" + bytes(20) + bytes([10, 15, 1, 29])
 """What a plan of TensorRT 10.15.1.29 begins with."""
-
-
-@pytest.fixture
-def bundle(tiny_v1_bf16_bundle: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "bundle"
-    shutil.copytree(tiny_v1_bf16_bundle, folder)
-    return folder
 
 
 @pytest.fixture
