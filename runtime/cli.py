@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
 
 from runtime.errors import MonoedgeError
 
@@ -15,7 +17,8 @@ from runtime.errors import MonoedgeError
 def run(main: Callable[[], None]) -> None:
     """Runs a command line's ``main`` and exits.
 
-    Exit codes: 0; 2 for an error that the user can mend, told in one line; 130 when interrupted; 143 when ended.
+    Exit codes: 0; 2 for an error that the user can mend, told in one line; 130, as shells tell the death by SIGINT,
+    when interrupted; 143 when ended.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -25,7 +28,7 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
+        _die_of_interrupt()
     except BrokenPipeError:
         # Whoever read our output has enough; flushing the rest at exit would complain once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -41,6 +44,16 @@ def need(extra: str, *modules: str) -> None:
     for module in modules:
         if importlib.util.find_spec(module) is None:
             raise MonoedgeError(f"{module} is not installed; this adds it: pip install 'monoedge[{extra}]'")
+
+
+def _die_of_interrupt() -> NoReturn:
+    # By the signal itself, which stops a shell's loop too. Python does the same, but only sometimes: when the
+    # interrupt fell into code that exec() runs (CPython's unhandled_keyboard_interrupt), whatever exit code is asked.
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGINT)
+    os._exit(130)  # the signal is blocked
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

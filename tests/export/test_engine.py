@@ -141,7 +141,7 @@ def test_as_a_user_runs_it(rtx: None, bundle: Path, library: Path) -> None:
 def test_interrupted_build_leaves_nothing(rtx: None, bundle: Path, library: Path) -> None:
     before = tree(bundle)
     command = [sys.executable, "-m", "export.engine", "--bundle", bundle, "--target", "trt-rtx", "--sm", "89"]
-    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+    for number, code in ((signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)):
         process = subprocess.Popen([*command, "--plugin", library], cwd=ROOT, stderr=subprocess.PIPE, text=True)
         while not list(bundle.glob("engines/.partial-*")):
             assert process.poll() is None

@@ -221,7 +221,7 @@ def test_interrupted_export_leaves_nothing(number: signal.Signals, tmp_path: Pat
         time.sleep(0.05)
     process.send_signal(number)
     _, stderr = process.communicate()
-    assert process.returncode == (130 if number == signal.SIGINT else 143)
+    assert process.returncode == (-signal.SIGINT if number == signal.SIGINT else 143)
     assert "Traceback" not in stderr
     assert list(tmp_path.iterdir()) == []
 
