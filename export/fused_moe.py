@@ -40,10 +40,6 @@ def _define(operator: Operator) -> Any:  # noqa: ANN401 - torch has no public ty
 
 _OVERLOADS = {operator.name: _define(operator) for operator in OPERATORS}
 
-# Called in place of the overloads, so that modules read as plain function calls.
-fused_moe: Callable[..., torch.Tensor] = _OVERLOADS[FUSED_MOE.name]
-expert_linear: Callable[..., torch.Tensor] = _OVERLOADS[EXPERT_LINEAR.name]
-
 
 def _route(
     hidden_states: torch.Tensor,
@@ -64,7 +60,6 @@ def _swiglu(rows: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> to
     return F.linear(F.silu(gate) * up, down)
 
 
-@torch.library.impl(f"{DOMAIN}::{_python_name(FUSED_MOE)}", "CompositeExplicitAutograd")
 def _fused_moe_eager(
     hidden_states: torch.Tensor,
     visual_mask: torch.Tensor,
@@ -82,7 +77,6 @@ def _fused_moe_eager(
     )
 
 
-@torch.library.impl(f"{DOMAIN}::{_python_name(EXPERT_LINEAR)}", "CompositeExplicitAutograd")
 def _expert_linear_eager(
     hidden_states: torch.Tensor,
     visual_mask: torch.Tensor,
@@ -96,6 +90,21 @@ def _expert_linear_eager(
         lambda rows: F.linear(rows, visual_weight),
         text_weight.shape[0],
     )
+
+
+def _callable(operator: Operator, eager: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The operator as modules call it: one node while exporting, otherwise plain PyTorch, which has gradients."""
+    torch.library.impl(f"{DOMAIN}::{_python_name(operator)}", "CompositeExplicitAutograd", eager)
+
+    def call(*inputs: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = (_OVERLOADS[operator.name] if torch.compiler.is_exporting() else eager)(*inputs)
+        return result
+
+    return call
+
+
+fused_moe = _callable(FUSED_MOE, _fused_moe_eager)
+expert_linear = _callable(EXPERT_LINEAR, _expert_linear_eager)
 
 
 @torch.library.register_fake(f"{DOMAIN}::{_python_name(FUSED_MOE)}")  # type: ignore[untyped-decorator]

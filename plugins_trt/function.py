@@ -7,17 +7,40 @@ Both bodies route the same way: the indices of each expert's rows, those rows ga
 and the results scattered back. An expert without rows multiplies matrices of zero rows, which costs nothing.
 ``Gemm`` with ``transB`` takes the weights as they lie; a ``Transpose`` in front of ``MatMul`` would be folded into
 a second copy of every weight by ONNX Runtime.
+
+INT8 matrices are stated in ``QuantizeLinear`` and ``DequantizeLinear``, and sums over them in float32, which is what
+the kernels make of them: what they round in between is what these bodies cast, and nothing else.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx
 import onnx.parser
 
-from plugins_trt.schema import DOMAIN, EXPERT_LINEAR, FUSED_MOE, OPERATORS, Operator
+from plugins_trt.schema import (
+    ALL_OPERATORS,
+    DOMAIN,
+    EXPERT_LINEAR,
+    EXPERTS,
+    FLOAT,
+    FUSED_MOE,
+    NBITS,
+    W8A8,
+    W8A16,
+    Operator,
+)
 
 OPSET = 24
-"""Opset of the standard operators in the bodies and in every graph of a bundle."""
+"""Opset of the standard operators in the bodies and in the graphs of a bundle, unless they are made for older."""
+
+CPU_DOMAIN = "com.microsoft"
+"""Domain of ``MatMulNBits``, at version 1."""
+
+ACCURACY_LEVEL = 4
+"""Lets ``MatMulNBits`` make each block of the activations INT8 as it comes. With float32 activations one row takes
+170 times as long (2 cores with AVX-512 VNNI, one matrix [16384, 2048] in blocks of 128)."""
 
 _GATHER = """
     minus_one = Constant <value_ints = [-1]> ()
@@ -36,7 +59,7 @@ _GATHER = """
 
 # `order` is a permutation of all rows, so every row of the scattered data is overwritten.
 _SCATTER = """
-    results = Concat <axis = 0> (text_result, visual_result)
+    results = Concat <axis = 0> ({results})
     order = Concat <axis = 0> (text_index, visual_index)
     output_rows = ScatterND (results, order, results)
     leading = Shape <end = -1> (hidden_states)
@@ -45,34 +68,87 @@ _SCATTER = """
     output = Reshape <allowzero = 1> (output_rows, output_shape)
 """
 
-_SWIGLU_EXPERT = """
-    {e}_projected = Gemm <transB = 1> ({e}_rows, {e}_gate_up)
+_SWIGLU = """
     {e}_gate, {e}_up = Split <axis = -1, num_outputs = 2> ({e}_projected)
     {e}_sigmoid = Sigmoid ({e}_gate)
     {e}_silu = Mul ({e}_gate, {e}_sigmoid)
     {e}_product = Mul ({e}_silu, {e}_up)
-    {e}_result = Gemm <transB = 1> ({e}_product, {e}_down)
 """
 
-_LINEAR_EXPERT = """
-    {e}_result = Gemm <transB = 1> ({e}_rows, {e}_weight)
+# What an expert does to its rows: a product with a matrix, as (rows, matrix, result), and what stands between two.
+_EXPERT: dict[str, tuple[tuple[str, str, str] | str, ...]] = {
+    FUSED_MOE.name: (("rows", "gate_up", "projected"), _SWIGLU, ("product", "down", "result")),
+    EXPERT_LINEAR.name: (("rows", "weight", "result"),),
+}
+
+_INT8_PRODUCT = """
+    {e}_{w}_values = DequantizeLinear <axis = 0> ({e}_{w}, {e}_{w}_scale)
+    {e}_{y} = Gemm <transB = 1> ({e}_{x}_values, {e}_{w}_values)
 """
 
-_EXPERT_BODY = {FUSED_MOE.name: _SWIGLU_EXPERT, EXPERT_LINEAR.name: _LINEAR_EXPERT}
+# One such product by the matrix's format. Behind an INT8 matrix follows float32: it is rounded where it is used.
+_PRODUCT = {
+    FLOAT: """
+    {e}_{y} = Gemm <transB = 1> ({e}_{x}, {e}_{w})
+""",
+    W8A16: """
+    {e}_{x}_rounded = CastLike ({e}_{x}, hidden_states)
+    {e}_{x}_values = Cast <to = 1> ({e}_{x}_rounded)
+"""
+    + _INT8_PRODUCT,
+    W8A8: """
+    {e}_{x}_wide = Cast <to = 1> ({e}_{x})
+    {e}_{x}_zero = Constant <value = int8 {{0}}> ()
+    {e}_{x}_int8 = QuantizeLinear ({e}_{x}_wide, {e}_{w}_input_scale, {e}_{x}_zero)
+    {e}_{x}_values = DequantizeLinear ({e}_{x}_int8, {e}_{w}_input_scale, {e}_{x}_zero)
+"""
+    + _INT8_PRODUCT,
+    NBITS: """
+    {e}_{y} = com.microsoft.MatMulNBits <K: int = @{w}_columns, N: int = @{w}_rows, bits: int = @bits,
+        block_size: int = @block_size, accuracy_level = {level}> ({e}_{x}, {e}_{w}, {e}_{w}_scale)
+""",
+}
+
+_ROUNDED_RESULT = """
+    {e}_rounded = CastLike ({e}_result, hidden_states)
+"""
 
 
-def body(operator: Operator) -> onnx.FunctionProto:
-    """The function body of an operator, in opset ``OPSET``, for every type that T may be."""
-    experts = "".join(_EXPERT_BODY[operator.name].format(e=expert) for expert in ("text", "visual"))
+def _expert_body(expert: str, family: str, kind: str) -> tuple[str, str]:
+    """The nodes of one expert, and the name of their result."""
+    steps = "".join(
+        step.format(e=expert)
+        if isinstance(step, str)
+        else _PRODUCT[kind].format(e=expert, x=step[0], w=step[1], y=step[2], level=ACCURACY_LEVEL)
+        for step in _EXPERT[family]
+    )
+    if kind in (W8A16, W8A8):
+        return steps + _ROUNDED_RESULT.format(e=expert), f"{expert}_rounded"
+    return steps, f"{expert}_result"
+
+
+def body(operator: Operator, opset: int = OPSET) -> onnx.FunctionProto:
+    """The function body of an operator for every type that T may be.
+
+    Args:
+        operator: any of ``plugins_trt.schema``.
+        opset: of the graph that it goes into; the bodies are the same from 20 on.
+    """
+    experts, results = zip(
+        *(_expert_body(expert, operator.family, operator.format_of(expert)) for expert in EXPERTS), strict=True
+    )
+    domains = {"": opset} if operator.has_plugin else {"": opset, CPU_DOMAIN: 1}
+    imports = ", ".join(f'"{domain}" : {version}' for domain, version in domains.items())
     return onnx.parser.parse_function(
-        f"""<opset_import: ["" : {OPSET}], domain: "{DOMAIN}">
-        {operator.name} <{", ".join(operator.attributes)}>
+        f"""<opset_import: [{imports}], domain: "{DOMAIN}">
+        {operator.name} <{", ".join((*operator.attributes, *operator.size_attributes))}>
         ({", ".join(tensor.name for tensor in operator.inputs)})
         => ({", ".join(tensor.name for tensor in operator.outputs)})
-        {{{_GATHER}{experts}{_SCATTER}}}"""
+        {{{_GATHER}{"".join(experts)}{_SCATTER.format(results=", ".join(results))}}}"""
     )
 
 
-def bodies() -> list[onnx.FunctionProto]:
-    """The function bodies of all operators of the domain."""
-    return [body(operator) for operator in OPERATORS]
+def bodies(names: Iterable[str], opset: int = OPSET) -> list[onnx.FunctionProto]:
+    """The function bodies of the operators of these names, in the order of the schema; other names are left out."""
+    wanted = set(names)
+    return [body(operator, opset) for operator in ALL_OPERATORS if operator.name in wanted]

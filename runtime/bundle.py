@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from runtime.errors import BundleError
 from runtime.preprocess import ImageProcessor
+from runtime.records import read_record
 
 FORMAT = "monoedge-bundle"
 FORMAT_VERSION = 1
@@ -42,8 +43,19 @@ REQUIRED_FILES = (
 PRECISIONS: dict[str, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2"), "bf16": np.dtype("<u2")}
 """Number formats of a bundle, and how numpy holds them: it has no bfloat16, so its bits are kept as uint16."""
 
-OPERATOR_VERSIONS = {"FusedMoE": 1, "ExpertLinear": 1}
-"""The versions of the custom operators that this runtime understands."""
+OPERATOR_VERSIONS = {
+    family + form: 1
+    for family in ("FusedMoE", "ExpertLinear")
+    for form in ("", "TextW8A16", "W8A16", "TextW8A8", "W8A8", "TextNBits", "NBits")
+}
+"""The versions of the custom operators that this runtime understands. What is quantized has operators of its own, so
+that a runtime from before they were there refuses the bundle."""
+
+MODES = ("w8a16", "w8a8")
+"""INT8 weights with activations as they are, and with activations in INT8 too."""
+
+QDQ, CPU = "qdq", "cpu"
+"""Forms of a quantized decoder: in ONNX's own operators, for TensorRT and any runtime; for ONNX Runtime on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +109,41 @@ class EngineRecord(FileRecord):
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """What of the decoder is stored in INT8.
+
+    Attributes:
+        mode: one of ``MODES``.
+        form: ``QDQ`` or ``CPU``.
+        experts: ``text``, or ``text`` and ``visual``; empty where none is.
+        attention: the attention's matrices too; of experts, those of ``experts``.
+        lm_head: the head's matrix too.
+    """
+
+    mode: str
+    form: str
+    experts: tuple[str, ...]
+    attention: bool
+    lm_head: bool
+
+    def __post_init__(self) -> None:
+        # Raised by what a newer monoedge wrote, or by what is damaged.
+        if self.mode not in MODES or self.form not in (QDQ, CPU):
+            raise BundleError(
+                f"the bundle is quantized as {self.mode!r} in form {self.form!r}, this runtime reads "
+                f"{', '.join(MODES)} in {QDQ} and {CPU}: update monoedge"
+            )
+        if not set(self.experts) <= {"text", "visual"}:
+            raise BundleError(f"the bundle has quantized experts {list(self.experts)}: update monoedge")
+        if type(self.attention) is not bool or type(self.lm_head) is not bool:
+            raise TypeError("attention and lm_head should be true or false")
+
+
+@dataclass(frozen=True)
 class Manifest:
     """``manifest.json``: what the bundle holds and what made it.
 
+    ``opset`` is that of the graphs' standard operators; 24 in manifests that do not say.
     ``engines`` are not in ``files``: a bundle answers without them, and does so after one was deleted.
     """
 
@@ -109,8 +153,10 @@ class Manifest:
     image: ImageProcessor
     operators: dict[str, int]
     created_by: dict[str, str]
+    opset: int = 24
     files: dict[str, FileRecord] = field(default_factory=dict)
     engines: dict[str, EngineRecord] = field(default_factory=dict)
+    quantization: Quantization | None = None
 
     def to_json(self) -> str:
         """The manifest as indented JSON, keys in a fixed order."""
@@ -120,8 +166,9 @@ class Manifest:
             **asdict(self),
             "image": self.image.to_json(),
         }
-        if not self.engines:
-            del values["engines"]
+        for optional in ("engines", "quantization"):
+            if not values[optional]:
+                del values[optional]
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -149,11 +196,15 @@ class Manifest:
                 image=ImageProcessor.from_json(_typed(values, "image", dict)),
                 operators=_typed(values, "operators", dict),
                 created_by=_typed(values, "created_by", dict),
+                opset=_typed({"opset": cls.opset} | values, "opset", int),
                 files={name: _record(FileRecord, record) for name, record in _typed(values, "files", dict).items()},
                 engines={
                     name: _record(EngineRecord, record)
                     for name, record in _typed({"engines": {}} | values, "engines", dict).items()
                 },
+                quantization=read_record(Quantization, values["quantization"], f"{MANIFEST}, quantization")
+                if "quantization" in values
+                else None,
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise BundleError(f"{MANIFEST} is damaged: {error}; export the bundle again") from None

@@ -6,15 +6,32 @@ Files go into a hidden folder beside the target; the manifest comes last, and a 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
-from runtime.bundle import MANIFEST, FileRecord, Manifest, size_text
+from runtime.bundle import MANIFEST, Bundle, FileRecord, Manifest, size_text
 from runtime.errors import BundleError
+
+ALIGNMENT = 4096
+"""External data of graphs starts at multiples of a memory page, so that runtimes can map it in place."""
+
+
+class Bar(Protocol):
+    """The part of a progress bar that writers of bundles use."""
+
+    def update(self, n: int) -> object:
+        """Moves on by ``n`` bytes."""
+
+
+MakeBar = Callable[[int], AbstractContextManager[Bar]]
+"""A progress bar over a number of bytes."""
 
 
 class HashingFile:
@@ -96,6 +113,7 @@ class BundleWriter:
 
     def open(self, name: str) -> HashingFile:
         """A new file of the bundle; ``close`` it with ``add``."""
+        (self.folder / name).parent.mkdir(exist_ok=True)
         return HashingFile(self.folder / name)
 
     def add(self, name: str, file: HashingFile) -> None:
@@ -109,11 +127,38 @@ class BundleWriter:
         file.write(data)
         self.add(name, file)
 
+    def link(self, name: str, source: Bundle) -> None:
+        """A file of another bundle, unchanged and as its manifest records it.
+
+        Both bundles share it on the disk where the file system can (a hard link), which is safe because nobody
+        writes into a bundle's files; otherwise it is copied.
+        """
+        target, file = self.folder / name, source.path(name).resolve()
+        target.parent.mkdir(exist_ok=True)
+        try:
+            os.link(file, target)
+        except OSError:
+            shutil.copyfile(file, target)
+        self._records[name] = source.manifest.files[name]
+
+    def draft(self, manifest: Manifest) -> Bundle:
+        """The files collected so far, opened as a bundle where they are, for what runs it before it is in place."""
+        self._write_manifest(manifest)
+        try:
+            return Bundle(self.folder)
+        finally:
+            # Should this process be killed, what it leaves is no bundle.
+            (self.folder / MANIFEST).unlink()
+
     def commit(self, manifest: Manifest) -> Manifest:
         """Puts the bundle in place; returns the manifest with the files collected, as it was written."""
+        written = self._write_manifest(manifest)
+        self._put_in_place()
+        return written
+
+    def _write_manifest(self, manifest: Manifest) -> Manifest:
         written = replace(manifest, files={name: self._records[name] for name in sorted(self._records)})
         (self.folder / MANIFEST).write_text(written.to_json(), encoding="utf-8")
-        self._put_in_place()
         return written
 
     def _put_in_place(self) -> None:
@@ -128,3 +173,20 @@ class BundleWriter:
             old.replace(self.target)
             raise
         shutil.rmtree(old, ignore_errors=True)
+
+
+def rewrite_manifest(folder: Path, change: Callable[[Manifest], Manifest]) -> None:
+    """Replaces the manifest of a bundle that is in place by what ``change`` makes of it as it is now.
+
+    Raises:
+        BundleError: it is no manifest any more.
+        OSError: it cannot be written.
+    """
+    path = folder / MANIFEST
+    manifest = change(Manifest.from_json(path.read_text(encoding="utf-8")))
+    beside = folder / f".{MANIFEST}.partial-{os.getpid()}"
+    try:
+        beside.write_text(manifest.to_json(), encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -5,12 +5,19 @@ from __future__ import annotations
 import fcntl
 import shutil
 import subprocess
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from calibration.absmax import absmax_plan
+from calibration.bundle import write_quantized
+from calibration.sites import choose_sites, find_sites
+from calibration.weights import DecoderWeights
 from export.onnx import main
-from plugins_trt.library import LIBRARY
+from runtime.bundle import Bundle
+from runtime.plugin_library import LIBRARY
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build/test-plugin"
@@ -18,8 +25,8 @@ ARCHITECTURE = "89-real"
 """One is enough where no kernel runs."""
 
 
-def _export(checkpoint: Path, target: Path, dtype: str = "fp32") -> Path:
-    main(["--ckpt", str(checkpoint), "-o", str(target), "--dtype", dtype])
+def _export(checkpoint: Path, target: Path, dtype: str = "fp32", *options: str) -> Path:
+    main(["--ckpt", str(checkpoint), "-o", str(target), "--dtype", dtype, *options])
     return target
 
 
@@ -39,6 +46,31 @@ def tiny_v1_bundle(bundles: Path) -> Path:
 def tiny_v15_bundle(bundles: Path) -> Path:
     """Random weights, version 1.5."""
     return _export(ROOT / "tests/data/golden/tiny-v15/checkpoint", bundles / "tiny-v15")
+
+
+@pytest.fixture(scope="session")
+def tiny_v1_portable_bundle(bundles: Path) -> Path:
+    """Random weights, version 1.0, graphs of older operators."""
+    checkpoint = ROOT / "tests/data/golden/tiny-v1/checkpoint"
+    return _export(checkpoint, bundles / "portable/tiny-v1", "fp32", "--target", "trt10.3")
+
+
+@pytest.fixture(scope="session")
+def tiny_v15_portable_bundle(bundles: Path) -> Path:
+    """Random weights, version 1.5, graphs of older operators."""
+    checkpoint = ROOT / "tests/data/golden/tiny-v15/checkpoint"
+    return _export(checkpoint, bundles / "portable/tiny-v15", "fp32", "--target", "trt10.3")
+
+
+@pytest.fixture(
+    scope="session",
+    params=["tiny_v1_bundle", "tiny_v15_bundle", "tiny_v1_portable_bundle", "tiny_v15_portable_bundle"],
+    ids=["tiny-v1", "tiny-v15", "tiny-v1-portable", "tiny-v15-portable"],
+)
+def golden_bundle(request: pytest.FixtureRequest) -> Path:
+    """What has to answer as the official code does, in a folder of the checkpoint's name."""
+    bundle: Path = request.getfixturevalue(request.param)
+    return bundle
 
 
 @pytest.fixture(scope="session")
@@ -66,11 +98,44 @@ def tiny_v15_bf16_bundle(bundles: Path) -> Path:
     return _export(ROOT / "tests/data/golden/tiny-v15/checkpoint", bundles / "tiny-v15-bf16", "bf16")
 
 
+@pytest.fixture(scope="session")
+def shapes_bf16_bundle(bundles: Path) -> Path:
+    """The trained example, as GPUs want it."""
+    return _export(ROOT / "examples/shapes/checkpoint", bundles / "shapes-bf16", "bf16")
+
+
 @pytest.fixture(scope="session", params=["tiny-v1", "tiny-v15"])
 def bf16_bundle(request: pytest.FixtureRequest) -> Path:
     """Both versions in turn, as GPUs want them."""
     bundle: Path = request.getfixturevalue(f"{request.param.replace('-', '_')}_bf16_bundle")
     return bundle
+
+
+Quantize = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def quantize(bundles: Path) -> Quantize:
+    """Makes a quantized bundle of one that is not, once a run. Weights have scales of their own; those of activations,
+    which data would give, are all the same and wide enough for the tiny models."""
+
+    def make(bundle: Path, mode: str = "w8a16", form: str = "qdq", everything: bool = False) -> Path:
+        target = bundles / f"{bundle.name}-{mode}-{form}{'-everything' * everything}"
+        if target.exists():
+            return target
+        source = Bundle(bundle)
+        weights = DecoderWeights(source)
+        sites = find_sites(weights.model)
+        if not everything:
+            sites = choose_sites(sites)
+        plan = absmax_plan(weights, [site.matrix for site in sites])
+        if mode == "w8a8":
+            matrices = tuple(replace(matrix, input_scale=0.04) for matrix in plan.matrices)
+            plan = replace(plan, mode=mode, matrices=matrices)
+        write_quantized(source, target, plan, form=form)
+        return target
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -54,6 +54,17 @@ std::string symbols(schema::Tensor const& tensor)
     return list(tensor.rank, [&](std::int32_t i) { return symbol(tensor.shape[i]); });
 }
 
+/// What a tensor is in every node; kT has no such type.
+DataType fixedType(schema::Kind kind)
+{
+    switch (kind)
+    {
+    case schema::Kind::kBool: return DataType::kBOOL;
+    case schema::Kind::kInt8: return DataType::kINT8;
+    default: return DataType::kFLOAT;
+    }
+}
+
 } // namespace
 
 void checkCounts(schema::Operator const& op, std::int32_t nbInputs, std::int32_t nbOutputs)
@@ -74,11 +85,8 @@ void checkCounts(schema::Operator const& op, std::int32_t nbInputs, std::int32_t
 
 bool typeFits(schema::Tensor const& tensor, DataType type, DataType nodeType) noexcept
 {
-    if (tensor.kind == schema::Kind::kBool)
-    {
-        return type == DataType::kBOOL;
-    }
-    return type == nodeType && (type == DataType::kHALF || type == DataType::kBF16);
+    bool const isFloat = nodeType == DataType::kHALF || nodeType == DataType::kBF16;
+    return tensor.kind == schema::Kind::kT ? type == nodeType && isFloat : type == fixedType(tensor.kind);
 }
 
 void checkType(schema::Tensor const& tensor, DataType type, DataType nodeType)
@@ -88,9 +96,9 @@ void checkType(schema::Tensor const& tensor, DataType type, DataType nodeType)
         return;
     }
     std::string const got = ", got " + name(type);
-    if (tensor.kind == schema::Kind::kBool)
+    if (tensor.kind != schema::Kind::kT)
     {
-        throw Refusal(std::string{tensor.name} + " must be bool" + got);
+        throw Refusal(std::string{tensor.name} + " must be " + name(fixedType(tensor.kind)) + got);
     }
     if (type == nodeType)
     {

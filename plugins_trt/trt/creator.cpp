@@ -6,12 +6,13 @@
 
 #include <iterator>
 #include <string>
+#include <vector>
 
 namespace monoedge::trt
 {
 
-ExpertPluginCreator::ExpertPluginCreator(Operation const& operation)
-    : mOperation{operation}
+ExpertPluginCreator::ExpertPluginCreator(schema::Operator const& definition)
+    : mDefinition{definition}
 {
 }
 
@@ -22,11 +23,11 @@ nvinfer1::IPluginV3* ExpertPluginCreator::createPlugin(
     auto const make = [&] {
         if (fc != nullptr && fc->nbFields != 0)
         {
-            throw Refusal(std::string{mOperation.definition.name} + " version " + schema::kVersion
+            throw Refusal(std::string{mDefinition.name} + " version " + schema::kVersion
                 + " takes no fields, got " + fc->fields[0].name + "; use the plugin that the plan was built with");
         }
         bool const named = name != nullptr && *name != '\0';
-        plugin = new ExpertPlugin(mOperation, named ? name : mOperation.definition.name);
+        plugin = new ExpertPlugin(mDefinition, named ? name : mDefinition.name);
     };
     guarded(name == nullptr ? "" : name, make);
     return plugin;
@@ -39,7 +40,7 @@ nvinfer1::PluginFieldCollection const* ExpertPluginCreator::getFieldNames() noex
 
 char const* ExpertPluginCreator::getPluginName() const noexcept
 {
-    return mOperation.definition.name;
+    return mDefinition.name;
 }
 
 char const* ExpertPluginCreator::getPluginVersion() const noexcept
@@ -56,12 +57,17 @@ char const* ExpertPluginCreator::getPluginNamespace() const noexcept
 
 nvinfer1::IPluginCreatorInterface* const* getCreators(std::int32_t& nbCreators)
 {
+    using monoedge::schema::kOperators;
     using monoedge::trt::ExpertPluginCreator;
-    using monoedge::trt::gOperations;
-    static ExpertPluginCreator fusedMoe{gOperations[0]};
-    static ExpertPluginCreator expertLinear{gOperations[1]};
-    static nvinfer1::IPluginCreatorInterface* const creators[]{&fusedMoe, &expertLinear};
-    static_assert(std::size(creators) == monoedge::trt::kOperations);
-    nbCreators = monoedge::trt::kOperations;
-    return creators;
+    static std::vector<ExpertPluginCreator> creators{std::begin(kOperators), std::end(kOperators)};
+    static std::vector<nvinfer1::IPluginCreatorInterface*> const pointers = [] {
+        std::vector<nvinfer1::IPluginCreatorInterface*> result;
+        for (ExpertPluginCreator& creator : creators)
+        {
+            result.push_back(&creator);
+        }
+        return result;
+    }();
+    nbCreators = static_cast<std::int32_t>(pointers.size());
+    return pointers.data();
 }

@@ -1,8 +1,8 @@
-// Makes plugins of one operation, for TensorRT's ONNX parser and for plans that hold one.
+// Makes plugins of one operator, for TensorRT's ONNX parser and for plans that hold one.
 
 #pragma once
 
-#include "operation.h"
+#include "schema.h"
 
 #include <NvInferRuntime.h>
 
@@ -12,7 +12,7 @@ namespace monoedge::trt
 class ExpertPluginCreator final : public nvinfer1::IPluginCreatorV3One
 {
 public:
-    explicit ExpertPluginCreator(Operation const& operation);
+    explicit ExpertPluginCreator(schema::Operator const& definition);
 
     nvinfer1::IPluginV3* createPlugin(char const* name, nvinfer1::PluginFieldCollection const* fc,
         nvinfer1::TensorRTPhase phase) noexcept override;
@@ -22,7 +22,7 @@ public:
     char const* getPluginNamespace() const noexcept override;
 
 private:
-    Operation const& mOperation;
+    schema::Operator const& mDefinition;
     nvinfer1::PluginFieldCollection mNoFields{}; ///< The operators have no attributes of their own.
 };
 

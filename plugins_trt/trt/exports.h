@@ -1,4 +1,5 @@
-// The two functions that TensorRT looks up in a plugin library when it loads one. All else is hidden.
+// The two functions that TensorRT looks up in a plugin library when it loads one. All else is hidden, but for the entry
+// of core/preprocess.h.
 
 #pragma once
 

@@ -6,75 +6,78 @@ namespace monoedge::trt
 namespace
 {
 
-namespace FusedMoE
+/// The matrix that is an operator's i-th input, in the format that its definition gives it.
+Weight weight(schema::Operator const& op, void const* const* inputs, std::int32_t i)
 {
-
-using namespace schema::FusedMoE;
-
-std::size_t workspace(Sizes const& sizes)
-{
-    return fusedMoeWorkspace(sizes.rows(), sizes[schema::kIn], sizes[schema::kInter]);
+    auto const scale = [&](std::int32_t index) {
+        return index == schema::kNone ? nullptr : static_cast<float const*>(inputs[index]);
+    };
+    schema::Tensor const& tensor = op.inputs[i];
+    return {inputs[i], scale(tensor.scale), scale(tensor.inputScale)};
 }
 
-cudaError_t enqueue(
-    Sizes const& sizes, Type type, void const* const* inputs, void* output, void* space, cudaStream_t stream)
+/// Parameters with what all families have. workspaceSize is what these rows need; what TensorRT set aside, for the
+/// profile's maximum, is no less, since the kernels' need grows with each size.
+template <typename Params>
+Params common(schema::Operator const& op, Sizes const& sizes, Type type, void const* const* inputs, void* output,
+    void* workspace)
 {
-    FusedMoeParams params{};
+    Params params{};
     params.type = type;
     params.rows = sizes.rows();
-    params.hidden = sizes[schema::kIn];
-    params.inter = sizes[schema::kInter];
-    params.hiddenStates = inputs[kHiddenStates];
-    params.visualMask = static_cast<bool const*>(inputs[kVisualMask]);
-    params.textGateUp.data = inputs[kTextGateUp];
-    params.textDown.data = inputs[kTextDown];
-    params.visualGateUp.data = inputs[kVisualGateUp];
-    params.visualDown.data = inputs[kVisualDown];
+    params.hiddenStates = inputs[schema::FusedMoE::kHiddenStates];
+    params.visualMask = static_cast<bool const*>(inputs[schema::FusedMoE::kVisualMask]);
     params.output = output;
-    params.workspace = space;
-    params.workspaceSize = workspace(sizes);
-    return fusedMoe(params, stream);
+    params.workspace = workspace;
+    params.workspaceSize = workspaceSize(op, sizes);
+    return params;
 }
 
-} // namespace FusedMoE
-
-namespace ExpertLinear
-{
-
-using namespace schema::ExpertLinear;
-
-std::size_t workspace(Sizes const& sizes)
-{
-    return expertLinearWorkspace(sizes.rows(), sizes[schema::kIn], sizes[schema::kOut]);
-}
-
-cudaError_t enqueue(
-    Sizes const& sizes, Type type, void const* const* inputs, void* output, void* space, cudaStream_t stream)
-{
-    ExpertLinearParams params{};
-    params.type = type;
-    params.rows = sizes.rows();
-    params.in = sizes[schema::kIn];
-    params.out = sizes[schema::kOut];
-    params.hiddenStates = inputs[kHiddenStates];
-    params.visualMask = static_cast<bool const*>(inputs[kVisualMask]);
-    params.text.data = inputs[kTextWeight];
-    params.visual.data = inputs[kVisualWeight];
-    params.output = output;
-    params.workspace = space;
-    params.workspaceSize = workspace(sizes);
-    return expertLinear(params, stream);
-}
-
-} // namespace ExpertLinear
+static_assert(schema::FusedMoE::kHiddenStates == 0 && schema::ExpertLinear::kHiddenStates == 0);
+static_assert(schema::FusedMoE::kVisualMask == 1 && schema::ExpertLinear::kVisualMask == 1);
 
 } // namespace
 
-// workspaceSize above is what these rows need. What TensorRT set aside, for the profile's maximum, is no less, since
-// the kernels' need grows with each size.
-Operation const gOperations[kOperations]{
-    {schema::FusedMoE::kOperator, FusedMoE::workspace, FusedMoE::enqueue},
-    {schema::ExpertLinear::kOperator, ExpertLinear::workspace, ExpertLinear::enqueue},
-};
+std::size_t workspaceSize(schema::Operator const& op, Sizes const& sizes)
+{
+    switch (op.family)
+    {
+    case schema::Family::kFusedMoE: return fusedMoeWorkspace(sizes.rows(), sizes[schema::kIn], sizes[schema::kInter]);
+    case schema::Family::kExpertLinear:
+        return expertLinearWorkspace(sizes.rows(), sizes[schema::kIn], sizes[schema::kOut]);
+    }
+    return 0;
+}
+
+cudaError_t enqueue(schema::Operator const& op, Sizes const& sizes, Type type, void const* const* inputs, void* output,
+    void* workspace, cudaStream_t stream)
+{
+    switch (op.family)
+    {
+    case schema::Family::kFusedMoE:
+    {
+        using namespace schema::FusedMoE;
+        auto params = common<FusedMoeParams>(op, sizes, type, inputs, output, workspace);
+        params.hidden = sizes[schema::kIn];
+        params.inter = sizes[schema::kInter];
+        params.textGateUp = weight(op, inputs, kTextGateUp);
+        params.textDown = weight(op, inputs, kTextDown);
+        params.visualGateUp = weight(op, inputs, kVisualGateUp);
+        params.visualDown = weight(op, inputs, kVisualDown);
+        return fusedMoe(params, stream);
+    }
+    case schema::Family::kExpertLinear:
+    {
+        using namespace schema::ExpertLinear;
+        auto params = common<ExpertLinearParams>(op, sizes, type, inputs, output, workspace);
+        params.in = sizes[schema::kIn];
+        params.out = sizes[schema::kOut];
+        params.text = weight(op, inputs, kTextWeight);
+        params.visual = weight(op, inputs, kVisualWeight);
+        return expertLinear(params, stream);
+    }
+    }
+    return cudaErrorInvalidValue;
+}
 
 } // namespace monoedge::trt

@@ -1,4 +1,4 @@
-// From a node's checked tensors to a call of the kernels: all that FusedMoE and ExpertLinear do not share.
+// From a node's checked tensors to a call of the kernels: all that the families do not share.
 
 #pragma once
 
@@ -8,19 +8,11 @@
 namespace monoedge::trt
 {
 
-struct Operation
-{
-    schema::Operator const& definition;
+/// Bytes of workspace that the kernels need for these sizes.
+std::size_t workspaceSize(schema::Operator const& op, Sizes const& sizes);
 
-    /// Bytes that the kernels need for these sizes.
-    std::size_t (*workspace)(Sizes const& sizes);
-
-    /// Enqueues the kernels. `inputs` are in the order of the definition.
-    cudaError_t (*enqueue)(Sizes const& sizes, Type type, void const* const* inputs, void* output, void* workspace,
-        cudaStream_t stream);
-};
-
-inline constexpr std::int32_t kOperations{2};
-extern Operation const gOperations[kOperations];
+/// Enqueues the kernels. `inputs` are in the order of the definition.
+cudaError_t enqueue(schema::Operator const& op, Sizes const& sizes, Type type, void const* const* inputs, void* output,
+    void* workspace, cudaStream_t stream);
 
 } // namespace monoedge::trt

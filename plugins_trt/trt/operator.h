@@ -12,6 +12,15 @@ enum class Kind : std::int32_t
 {
     kT,
     kBool,
+    kInt8,
+    kFloat32,
+};
+
+/// What an operator computes, whatever the formats of its matrices.
+enum class Family : std::int32_t
+{
+    kFusedMoE,
+    kExpertLinear,
 };
 
 /// One dimension: `factor` times the number that the node gives the name schema::Dim(dim).
@@ -22,6 +31,7 @@ struct Extent
 };
 
 inline constexpr std::int32_t kMaxRank{3};
+inline constexpr std::int32_t kNone{-1};
 
 struct Tensor
 {
@@ -29,11 +39,14 @@ struct Tensor
     Kind kind;
     std::int32_t rank;
     Extent shape[kMaxRank];
+    std::int32_t scale{kNone};      ///< Which input holds the scales of an INT8 matrix.
+    std::int32_t inputScale{kNone}; ///< Which input holds the scale of the activations in front of it.
 };
 
 struct Operator
 {
     char const* name;
+    Family family;
     std::int32_t nbInputs;
     Tensor const* inputs;
     Tensor output;

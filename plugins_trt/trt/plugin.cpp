@@ -1,5 +1,6 @@
 #include "plugin.h"
 
+#include "operation.h"
 #include "report.h"
 
 #include <utility>
@@ -51,8 +52,8 @@ Type coreType(DataType type)
 
 } // namespace
 
-ExpertPlugin::ExpertPlugin(Operation const& operation, std::string node)
-    : mOperation{&operation}
+ExpertPlugin::ExpertPlugin(schema::Operator const& definition, std::string node)
+    : mDefinition{&definition}
     , mNode{std::move(node)}
 {
 }
@@ -71,7 +72,7 @@ nvinfer1::IPluginCapability* ExpertPlugin::getCapabilityInterface(nvinfer1::Plug
 IPluginV3* ExpertPlugin::clone() noexcept
 {
     IPluginV3* copy{nullptr};
-    guarded(mNode, [&] { copy = new ExpertPlugin(*mOperation, mNode); });
+    guarded(mNode, [&] { copy = new ExpertPlugin(definition(), mNode); });
     return copy;
 }
 
@@ -164,7 +165,7 @@ std::size_t ExpertPlugin::getWorkspaceSize(DynamicPluginTensorDesc const* inputs
     guarded(mNode, [&] {
         checkCounts(definition(), nbInputs, nbOutputs);
         Sizes const sizes = bindAll(definition(), nbInputs, [&](std::int32_t i) { return inputs[i].max; });
-        size = mOperation->workspace(sizes);
+        size = workspaceSize(definition(), sizes);
         std::string const message = "workspace of " + std::to_string(size) + " bytes for up to " + sizes.describe();
         report(nvinfer1::ILogger::Severity::kVERBOSE, mNode.c_str(), message.c_str());
     });
@@ -186,8 +187,8 @@ std::int32_t ExpertPlugin::enqueue(PluginTensorDesc const* inputDesc, PluginTens
     return guarded(mNode, [&] {
         Sizes const sizes
             = bindAll(definition(), definition().nbInputs, [&](std::int32_t i) { return inputDesc[i].dims; });
-        cudaError_t const status
-            = mOperation->enqueue(sizes, coreType(inputDesc[0].type), inputs, outputs[0], workspace, stream);
+        cudaError_t const status = trt::enqueue(
+            definition(), sizes, coreType(inputDesc[0].type), inputs, outputs[0], workspace, stream);
         if (status != cudaSuccess)
         {
             throw Refusal(std::string{definition().name} + " could not be launched: " + cudaGetErrorName(status) + " ("

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "operation.h"
+#include "schema.h"
 
 #include <NvInferRuntime.h>
 
@@ -18,7 +18,7 @@ class ExpertPlugin final : public nvinfer1::IPluginV3,
 {
 public:
     /// `node` is the name by which messages call it.
-    ExpertPlugin(Operation const& operation, std::string node);
+    ExpertPlugin(schema::Operator const& definition, std::string node);
 
     // IPluginV3
     nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
@@ -54,10 +54,10 @@ public:
 private:
     schema::Operator const& definition() const
     {
-        return mOperation->definition;
+        return *mDefinition;
     }
 
-    Operation const* mOperation;
+    schema::Operator const* mDefinition;
     std::string mNode;
     nvinfer1::PluginFieldCollection mNoFields{}; ///< Sizes and types come with every call; there is nothing to keep.
 };

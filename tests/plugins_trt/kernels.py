@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugins_trt.schema import EXPERT_LINEAR, FUSED_MOE
+from plugins_trt.schema import EXPERT_LINEAR, EXPERTS, FUSED_MOE, MATRICES
 
-from .problems import EXPERTS, MATRICES, NUMPY_TYPES, Data, Problem, check, reference
+from .problems import NUMPY_TYPES, Data, Problem, check, reference
 
 HERE = Path(__file__).resolve().parent
 CORE = HERE.parent.parent / "plugins_trt" / "core"
@@ -214,6 +214,19 @@ def build_for_cpu(folder: Path) -> Kernels:
     command += ["-DMONOEDGE_EMULATION", f"-I{HERE / 'emulation'}", f"-I{CORE}", "-include", "cuda_runtime.h"]
     sources = [str(CORE / "experts.cu"), str(HERE / "kernel_library.cpp")]
     subprocess.run([*command, "-x", "c++", *sources, "-o", str(library)], check=True)
+    return Kernels(library)
+
+
+def build_for_gpu(folder: Path, nvcc: str) -> Kernels:
+    """The kernels for the GPU at hand.
+
+    Raises:
+        subprocess.CalledProcessError: nvcc failed; what it said went to standard error.
+    """
+    library = folder / "libkernels.so"
+    command = [nvcc, "-std=c++17", "-O3", "-arch=native", "-shared", "-Xcompiler=-fPIC", f"-I{CORE}"]
+    sources = [str(CORE / "experts.cu"), str(HERE / "kernel_library.cpp")]
+    subprocess.run([*command, *sources, "-o", str(library)], check=True)
     return Kernels(library)
 
 

@@ -2,22 +2,26 @@
 // gets as lines "key: value" for test_plugin.py.
 
 #include "../../plugins_trt/trt/exports.h"
+#include "../../plugins_trt/trt/schema.h"
 
 #include <NvInferRuntime.h>
 
+#include <algorithm>
 #include <cstdio>
-#include <initializer_list>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 using namespace nvinfer1;
+namespace schema = monoedge::schema;
 
 namespace
 {
 
-constexpr std::int64_t kBatch{2}, kIn{64}, kInter{96}, kOut{32};
+/// batch, sequence, in, inter, out
+constexpr std::int64_t kSizes[schema::kDims]{2, 0, 64, 96, 32};
 
 class Logger final : public ILogger
 {
@@ -37,38 +41,51 @@ public:
     }
 } gFinder;
 
-Dims dims(std::initializer_list<std::int64_t> sizes)
+schema::Operator const& operatorNamed(std::string const& op)
 {
-    Dims result{};
-    for (std::int64_t const size : sizes)
+    return *std::find_if(std::begin(schema::kOperators), std::end(schema::kOperators),
+        [&](schema::Operator const& candidate) { return op == candidate.name; });
+}
+
+/// A node's inputs and then its output, for up to `sequence` tokens, T being `type`.
+std::vector<DynamicPluginTensorDesc> tensors(std::string const& op, std::int64_t sequence, DataType type)
+{
+    schema::Operator const& definition = operatorNamed(op);
+    std::vector<DynamicPluginTensorDesc> result;
+    for (std::int32_t i = 0; i <= definition.nbInputs; ++i)
     {
-        result.d[result.nbDims++] = size;
+        schema::Tensor const& tensor = i < definition.nbInputs ? definition.inputs[i] : definition.output;
+        DynamicPluginTensorDesc desc{};
+        Dims& shape = desc.max;
+        for (shape.nbDims = 0; shape.nbDims < tensor.rank; ++shape.nbDims)
+        {
+            auto const [factor, dim] = tensor.shape[shape.nbDims];
+            shape.d[shape.nbDims] = factor * (dim == schema::kSequence ? sequence : kSizes[dim]);
+        }
+        desc.desc.dims = desc.min = desc.opt = desc.max;
+        // As TensorRT has it: the network does not know the rows, the profile does.
+        if (tensor.rank > 1 && tensor.shape[1].dim == schema::kSequence)
+        {
+            desc.desc.dims.d[1] = -1;
+        }
+        desc.desc.type = tensor.kind == schema::Kind::kBool ? DataType::kBOOL
+            : tensor.kind == schema::Kind::kInt8            ? DataType::kINT8
+            : tensor.kind == schema::Kind::kFloat32         ? DataType::kFLOAT
+                                                            : type;
+        desc.desc.format = TensorFormat::kLINEAR;
+        result.push_back(desc);
     }
     return result;
 }
 
-/// A node's inputs and then its output, for up to `sequence` tokens.
-std::vector<DynamicPluginTensorDesc> tensors(std::string const& op, std::int64_t sequence, DataType type)
+/// Which tensors may have the types and formats that they have.
+std::string supported(IPluginV3OneBuild& build, std::vector<DynamicPluginTensorDesc> const& descs)
 {
-    Dims const rows = dims({kBatch, sequence});
-    std::vector<Dims> const shapes = op == "FusedMoE"
-        ? std::vector<Dims>{dims({kBatch, sequence, kIn}), rows, dims({2 * kInter, kIn}), dims({kIn, kInter}),
-            dims({2 * kInter, kIn}), dims({kIn, kInter}), dims({kBatch, sequence, kIn})}
-        : std::vector<Dims>{dims({kBatch, sequence, kIn}), rows, dims({kOut, kIn}), dims({kOut, kIn}),
-            dims({kBatch, sequence, kOut})};
-    std::vector<DynamicPluginTensorDesc> result;
-    for (Dims const& shape : shapes)
+    auto const nbInputs = static_cast<std::int32_t>(descs.size()) - 1;
+    std::string result;
+    for (std::int32_t i = 0; i <= nbInputs; ++i)
     {
-        DynamicPluginTensorDesc desc{};
-        desc.desc.dims = desc.min = desc.opt = desc.max = shape;
-        desc.desc.type = result.size() == 1 ? DataType::kBOOL : type;
-        desc.desc.format = TensorFormat::kLINEAR;
-        result.push_back(desc);
-    }
-    // As TensorRT has it: the network does not know the rows, the profile does.
-    for (std::size_t const i : {std::size_t{0}, std::size_t{1}, shapes.size() - 1})
-    {
-        result[i].desc.dims.d[1] = -1;
+        result += build.supportsFormatCombination(i, descs.data(), nbInputs, 1) ? 'y' : 'n';
     }
     return result;
 }
@@ -80,17 +97,19 @@ void printFormats(std::string const& op, IPluginV3OneBuild& build)
     for (auto const& [name, type] : types)
     {
         auto descs = tensors(op, 5, type);
-        auto const nbInputs = static_cast<std::int32_t>(descs.size()) - 1;
-        std::string linear, other;
-        for (std::int32_t i = 0; i <= nbInputs; ++i)
+        std::string const asT = supported(build, descs);
+        for (auto& desc : descs)
         {
-            auto& format = descs[static_cast<std::size_t>(i)].desc.format;
-            linear += build.supportsFormatCombination(i, descs.data(), nbInputs, 1) ? 'y' : 'n';
-            format = TensorFormat::kHWC8;
-            other += build.supportsFormatCombination(i, descs.data(), nbInputs, 1) ? 'y' : 'n';
-            format = TensorFormat::kLINEAR;
+            desc.desc.type = type;
         }
-        std::printf("%s formats %s: %s %s\n", op.c_str(), name, linear.c_str(), other.c_str());
+        std::string const everywhere = supported(build, descs);
+        descs = tensors(op, 5, type);
+        for (auto& desc : descs)
+        {
+            desc.desc.format = TensorFormat::kHWC8;
+        }
+        std::string const other = supported(build, descs);
+        std::printf("%s formats %s: %s %s %s\n", op.c_str(), name, asT.c_str(), everywhere.c_str(), other.c_str());
     }
 }
 

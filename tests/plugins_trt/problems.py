@@ -10,13 +10,17 @@ from dataclasses import dataclass, field
 import ml_dtypes
 import numpy as np
 
-from plugins_trt.schema import EXPERT_LINEAR, FUSED_MOE, OPERATORS, Operator
+from plugins_trt.schema import EXPERT_LINEAR, EXPERTS, FUSED_MOE, MATRICES, OPERATORS, Operator
 
 from .tolerances import ACCUMULATION, PRODUCT_DEVIATIONS, QUANTIZATION_FLIPS, TOLERANCES
 
-EXPERTS = ("text", "visual")
-NUMPY_TYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
-MATRICES = {FUSED_MOE.name: ("gate_up", "down"), EXPERT_LINEAR.name: ("weight",)}
+NUMPY_TYPES = {
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+    "float32": np.dtype(np.float32),
+}
+KERNEL_TYPES = ("bfloat16", "float16")
+"""Those that the kernels compute in; the operators' bodies compute in all."""
 
 
 def mask_of(pattern: str, rows: int) -> np.ndarray:
@@ -194,7 +198,7 @@ FACTORS = {
         (100, 260),
     ),
     "mask": ("none", "all", "alternating", "span", "spans"),
-    "type": tuple(NUMPY_TYPES),
+    "type": KERNEL_TYPES,
     "text": ("float", "w8a16", "w8a8"),
     "visual": ("float", "w8a16", "w8a8"),
 }

@@ -10,10 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from onnx import TensorProto, helper
 
 from plugins_trt import function
-from plugins_trt.schema import DOMAIN, EXPERT_LINEAR, OPERATORS, VERSION
+from plugins_trt.schema import EXPERT_LINEAR, OPERATORS, PLUGIN_OPERATORS, Operator
 
+from .bodies import problem_of, run_body
 from .kernels import SUCCESS, Kernels, build_for_cpu, passes
-from .problems import FACTORS, NUMPY_TYPES, Data, Problem, check, covering, make, mask_of, reference
+from .problems import FACTORS, KERNEL_TYPES, NUMPY_TYPES, Problem, check, covering, make, mask_of, reference
 
 
 @pytest.fixture
@@ -90,42 +91,19 @@ def test_number_of_blocks_does_not_matter(kernels: Kernels, operator: object, te
         np.testing.assert_array_equal(*outputs)
 
 
-def body_output(data: Data) -> np.ndarray:
-    """What the operator's body makes of the same numbers in float32."""
-    operator = data.problem.operator
-    feeds = {"hidden_states": data.hidden_states[None].astype(np.float32), "visual_mask": data.mask[None]}
-    feeds |= {name: matrix.values.astype(np.float32) for name, matrix in data.matrices.items()}
-    node = helper.make_node(operator.name, list(feeds), ["output"], domain=DOMAIN, **operator.attributes)
-    values = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
-        for name, value in feeds.items()
-    ]
-    model = helper.make_model(
-        helper.make_graph([node], "one", values, [helper.make_tensor_value_info("output", TensorProto.FLOAT, None)]),
-        opset_imports=[helper.make_opsetid("", function.OPSET), helper.make_opsetid(DOMAIN, VERSION)],
-        functions=[function.body(operator)],
-        ir_version=11,
-    )
-    assert list(feeds) == [tensor.name for tensor in operator.inputs]
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, feeds)[0][0]
-
-
-@pytest.mark.parametrize("text", ["float", "w8a16"])
-@pytest.mark.parametrize("kind", NUMPY_TYPES)
+@pytest.mark.parametrize("form", PLUGIN_OPERATORS, ids=lambda form: form.name)
+@pytest.mark.parametrize("kind", KERNEL_TYPES)
 @pytest.mark.parametrize("rows", [5, 40])
-@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
-def test_agrees_with_the_body(kernels: Kernels, operator: object, rows: int, kind: str, text: str) -> None:
-    data = make(Problem(operator, rows, 112, 176, "spans", kind, text))
+def test_agrees_with_the_body(kernels: Kernels, rows: int, kind: str, form: Operator) -> None:
+    """The body runs in float32 on the same numbers; INT8 matrices are INT8 there too."""
+    data = make(problem_of(form, rows, 112, 176, "spans", kind))
     status, output = kernels.run(data)
     assert status == SUCCESS
-    check(data, output, body_output(data).astype(np.float64), reference(data)[1])
+    check(data, output, run_body(data, element="float32").astype(np.float64), reference(data)[1])
 
 
 @pytest.mark.parametrize("rows", [4, 20])
-@pytest.mark.parametrize("kind", NUMPY_TYPES)
+@pytest.mark.parametrize("kind", KERNEL_TYPES)
 def test_rows_are_quantized_as_quantize_linear_says(kernels: Kernels, kind: str, rows: int) -> None:
     """The identity matrix shows the rows in int8: ties to even, [-128, 127], and NaN as 0."""
     width, scale = 64, np.float32(0.25)

@@ -6,7 +6,6 @@ Tensors live on the device as torch tensors of bytes; the kernels are the same l
 from __future__ import annotations
 
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -14,8 +13,8 @@ import torch
 
 from plugins_trt.schema import EXPERT_LINEAR, FUSED_MOE, OPERATORS
 
-from .kernels import CORE, HERE, POISON, SUCCESS, Kernels
-from .problems import NUMPY_TYPES, Data, Problem, check, make, mask_of, reference
+from .kernels import POISON, SUCCESS, Kernels, build_for_gpu
+from .problems import KERNEL_TYPES, NUMPY_TYPES, Data, Problem, check, make, mask_of, reference
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,11 +27,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
     if nvcc is None:
         pytest.skip("nvcc is not installed")
-    library = tmp_path_factory.mktemp("kernels") / "libkernels.so"
-    command = [nvcc, "-std=c++17", "-O3", "-arch=native", "-shared", "-Xcompiler=-fPIC", f"-I{CORE}"]
-    sources = [str(CORE / "experts.cu"), str(HERE / "kernel_library.cpp")]
-    subprocess.run([*command, *sources, "-o", str(library)], check=True)
-    return Kernels(library)
+    return build_for_gpu(tmp_path_factory.mktemp("kernels"), nvcc)
 
 
 class OnDevice:
@@ -78,7 +73,7 @@ class OnDevice:
 
 
 @pytest.mark.parametrize("text", ["float", "w8a16", "w8a8"])
-@pytest.mark.parametrize("kind", NUMPY_TYPES)
+@pytest.mark.parametrize("kind", KERNEL_TYPES)
 @pytest.mark.parametrize("sizes", [(2048, 8192), (1040, 208), (136, 72), (65, 66)], ids=str)
 @pytest.mark.parametrize("rows", [1, 7, 16, 17, 128, 300, 1000])
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)

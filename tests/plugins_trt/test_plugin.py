@@ -13,16 +13,39 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from export.engine_network import CAPACITY, Range, decoder_profiles, fix_dimension
+from export.engine_network import CAPACITY, Range, decoder_profiles, fix_dimension, vision_profile
+from export.engine_plan import graph_for
+from export.engine_target import TARGETS
 from plugins_trt import function
 from plugins_trt.header import HEADER, header
-from plugins_trt.schema import DOMAIN, EXPERT_LINEAR, FUSED_MOE, OPERATORS, VERSION, Operator
+from plugins_trt.schema import (
+    DOMAIN,
+    EXPERT_LINEAR,
+    FUSED_MOE,
+    OPERATORS,
+    PLUGIN_OPERATORS,
+    QUANTIZED_OPERATORS,
+    VERSION,
+    W8A8,
+    W8A16,
+    Operator,
+    quantized,
+)
+from runtime.backends.device_pixels import ENTRY
+from runtime.bundle import Bundle
 
 Rtx = Callable[..., dict[str, Any]]
 
 SIZES = {"in": 64, "inter": 96, "2*inter": 192, "out": 32}
 TYPES = {"bf16": TensorProto.BFLOAT16, "fp16": TensorProto.FLOAT16, "fp32": TensorProto.FLOAT}
-BYTES = {TensorProto.FLOAT: 4, TensorProto.BFLOAT16: 2, TensorProto.FLOAT16: 2, TensorProto.BOOL: 1}
+FIXED = {"bool": TensorProto.BOOL, "int8": TensorProto.INT8, "float32": TensorProto.FLOAT}
+BYTES = {
+    TensorProto.FLOAT: 4,
+    TensorProto.BFLOAT16: 2,
+    TensorProto.FLOAT16: 2,
+    TensorProto.BOOL: 1,
+    TensorProto.INT8: 1,
+}
 CAPABILITIES = ("SM86", "SM89", "SM120")
 NODE = "layers.0.test"
 PREFILL = {"batch": Range(1, 1, 2), "sequence": Range(1, 16, 40)}
@@ -41,7 +64,7 @@ def node_model(
     """One node, its weights as initializers of zeros; the arguments after ``element`` replace what is right."""
     given, weights = [], []
     for tensor in operator.inputs:
-        kind = (types or {}).get(tensor.name, TensorProto.BOOL if tensor.type == "bool" else element)
+        kind = (types or {}).get(tensor.name, FIXED.get(tensor.type, element))
         shape = (shapes or {}).get(tensor.name, [SIZES.get(dim, dim) for dim in tensor.shape])
         if all(isinstance(size, int) for size in shape):
             count = BYTES[kind]
@@ -82,12 +105,12 @@ def test_header_says_what_the_schema_says() -> None:
 def test_creators(rtx: Rtx) -> None:
     result = rtx()
     assert result["loaded"]
-    assert sorted(result["creators"]) == sorted([op.name, str(VERSION), DOMAIN, []] for op in OPERATORS)
+    assert sorted(result["creators"]) == sorted([op.name, str(VERSION), DOMAIN, []] for op in PLUGIN_OPERATORS)
 
 
-def test_library_shows_two_functions_and_needs_no_tensorrt(library: Path) -> None:
+def test_library_shows_three_functions_and_needs_no_tensorrt(library: Path) -> None:
     shown = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True).stdout
-    assert {line.split()[-1] for line in shown.splitlines()} == {"setLoggerFinder", "getCreators"}
+    assert {line.split()[-1] for line in shown.splitlines()} == {"setLoggerFinder", "getCreators", ENTRY}
     needed = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
     assert not any(name in needed for name in ("nvinfer", "tensorrt", "cudart"))
 
@@ -102,18 +125,25 @@ def host(plugin_build: Path) -> list[str]:
     return run.stdout.splitlines()
 
 
-@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+@pytest.mark.parametrize("operator", PLUGIN_OPERATORS, ids=lambda operator: operator.name)
 def test_plugin_answers(host: list[str], operator: Operator) -> None:
-    name, tensors = operator.name, len(operator.inputs) + 1
-    sizes = "in 64, inter 96" if operator is FUSED_MOE else "in 64, out 32"
+    name, kinds = operator.name, [tensor.type for tensor in operator.inputs + operator.outputs]
+    begin = next(i for i, line in enumerate(host) if line.startswith(f"{name} is:"))
+    end = next(i for i, line in enumerate(host) if line.startswith(f"{name} refused:"))
+    lines = host[begin : end + 1]
+    sizes = "in 64, inter 96" if operator.family == FUSED_MOE.name else "in 64, out 32"
+
+    def formats(kind: str) -> str:
+        """Which tensors may be this where T is; where all are; and in another layout than the linear one."""
+        halves = kind in ("bfloat16", "float16")
+        as_t = ("y" if of != "T" or halves else "n" for of in kinds)
+        everywhere = ("y" if of == kind or (of == "T" and halves) else "n" for of in kinds)
+        return f"{name} formats {kind}: {''.join(as_t)} {''.join(everywhere)} {'n' * len(kinds)}"
+
     expected = [
         f"{name} is: {name} {VERSION} {DOMAIN}",
         f"{name} serializes: 0",
-        f"{name} formats bfloat16: {'y' * tensors} {'n' * tensors}",
-        f"{name} formats float16: {'y' * tensors} {'n' * tensors}",
-        # The mask is bool all the same.
-        f"{name} formats float32: {'ny'.ljust(tensors, 'n')} {'n' * tensors}",
-        f"{name} formats int8: {'ny'.ljust(tensors, 'n')} {'n' * tensors}",
+        *(formats(kind) for kind in ("bfloat16", "float16", "float32", "int8")),
         *(f"{name} configure {sequence}: 0" for sequence in (1, 40, 4096)),
         *(f"{name} workspace {sequence}: more" for sequence in (1, 40, 4096)),
         "log 1: [monoedge] a/node: output must be bfloat16 like the node's first input, got float16",
@@ -129,8 +159,8 @@ def test_plugin_answers(host: list[str], operator: Operator) -> None:
         "with",
         f"{name} refused: 1, unnamed: 1",
     ]
-    assert [line for line in expected if line not in host] == [], "\n".join(host)
-    workspaces = [line for line in host if "workspace of" in line and sizes in line]
+    assert [line for line in expected if line not in lines] == [], "\n".join(lines)
+    workspaces = [line for line in lines if "workspace of" in line and sizes in line]
     assert [re.sub(r"of \d+ bytes", "of N bytes", line) for line in workspaces] == [
         f"log 4: [monoedge] a/node: workspace of N bytes for up to batch 2, sequence {sequence}, {sizes}"
         for sequence in (1, 40, 4096)
@@ -140,9 +170,18 @@ def test_plugin_answers(host: list[str], operator: Operator) -> None:
 # One node, parsed and built -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+@pytest.mark.parametrize(
+    ("operator", "precision", "capability"),
+    [
+        *(
+            pytest.param(operator, precision, capability, id=f"{operator.name}-{precision}-{capability}")
+            for operator in OPERATORS
+            for precision in ("bf16", "fp16")
+            for capability in CAPABILITIES
+        ),
+        *(pytest.param(operator, "bf16", "SM89", id=operator.name) for operator in QUANTIZED_OPERATORS),
+    ],
+)
 def test_one_node(rtx: Rtx, operator: Operator, precision: str, capability: str) -> None:
     result = rtx(node_model(operator, TYPES[precision]), capability=capability, profiles=(PREFILL, DECODE))
     assert result["parsed"], result["errors"]
@@ -267,6 +306,45 @@ REFUSED = {
         ours("text_down must be bfloat16 like the node's first input, got float32"),
         {"inputs": [tensor.name.replace("text_down", "") for tensor in FUSED_MOE.inputs]},
     ),
+    "INT8 in the operator without": Refused(
+        FUSED_MOE,
+        ours("text_down must be bfloat16 like the node's first input, got int8"),
+        {"types": {"text_down": TensorProto.INT8}},
+    ),
+    "an INT8 weight that is none": Refused(
+        quantized(FUSED_MOE, W8A16),
+        ours("text_down must be int8, got bfloat16"),
+        {"types": {"text_down": TensorProto.BFLOAT16}},
+    ),
+    "both experts in INT8, the operator for one": Refused(
+        quantized(EXPERT_LINEAR, W8A8),
+        ours("visual_weight must be bfloat16 like the node's first input, got int8"),
+        {"types": {"visual_weight": TensorProto.INT8}},
+    ),
+    "scales in bfloat16": Refused(
+        quantized(EXPERT_LINEAR, W8A16),
+        ours("text_weight_scale must be float32, got bfloat16"),
+        {"types": {"text_weight_scale": TensorProto.BFLOAT16}},
+    ),
+    "scales of gate alone": Refused(
+        quantized(FUSED_MOE, W8A16, W8A16),
+        ours("visual_gate_up_scale must be [2*inter] = [192], got [96]"),
+        {"shapes": {"visual_gate_up_scale": [96]}},
+    ),
+    "a scale of the activations for each column": Refused(
+        quantized(FUSED_MOE, W8A8),
+        ours("text_down_input_scale must have 0 dimensions, [], got [96]"),
+        {"shapes": {"text_down_input_scale": [96]}},
+    ),
+    "scales left out": Refused(
+        quantized(EXPERT_LINEAR, W8A16),
+        ours(
+            "ExpertLinearTextW8A16 version 1 must have 5 inputs (hidden_states, visual_mask, text_weight, "
+            "visual_weight, text_weight_scale) and 1 output, got 4 and 1; export the model with the monoedge that this "
+            "plugin comes with"
+        ),
+        {"inputs": [tensor.name for tensor in EXPERT_LINEAR.inputs]},
+    ),
     "another version": Refused(
         FUSED_MOE,
         "Plugin not found, are the plugin name, version, and namespace correct?",
@@ -311,20 +389,65 @@ def test_profile_that_contradicts_itself(rtx: Rtx) -> None:
 # Whole graphs ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
-def test_decoder(rtx: Rtx, bf16_bundle: Path, capability: str) -> None:
-    graph = bf16_bundle / "decoder.onnx"
-    model = onnx.load(graph, load_external_data=False)
-    custom = {node.name for node in model.graph.node if node.domain == DOMAIN}
+def builds(rtx: Rtx, graph: Path, capability: str, target: str = "trt-rtx") -> list[str]:
+    """Builds a decoder, all of whose custom nodes become plugins; the operators that they are of."""
+    model = graph_for(TARGETS[target], Bundle(graph.parent), graph.name)
+    custom = {node.name: node.op_type for node in model.graph.node if node.domain == DOMAIN}
     assert custom
     fix_dimension(model, CAPACITY, 512)
     result = rtx(model, graph, capability, decoder_profiles(capacity=512, chunk=128))
     assert result["parsed"], result["errors"]
-    assert {name for name, kind in result["layers"] if kind.startswith("PLUGIN")} == custom
+    assert {name for name, kind in result["layers"] if kind.startswith("PLUGIN")} == set(custom)
     assert {kind for name, kind in result["layers"] if name in custom} == {"PLUGIN_V3"}
     assert result["profiles"] == 2
     assert result["plan"], result["log"]
     assert errors(result["log"]) + result["stderr"] == ""
+    return sorted(set(custom.values()))
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_decoder(rtx: Rtx, bf16_bundle: Path, capability: str) -> None:
+    builds(rtx, bf16_bundle / "decoder.onnx", capability)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_decoder_of_the_example(rtx: Rtx, shapes_bf16_bundle: Path, capability: str) -> None:
+    """Trained weights, other sizes; what ``builds`` counts is one node a layer."""
+    facts = Bundle(shapes_bf16_bundle).manifest
+    assert builds(rtx, shapes_bf16_bundle / "decoder.onnx", capability) == sorted(facts.operators)
+    graph = onnx.load(shapes_bf16_bundle / "decoder.onnx", load_external_data=False).graph
+    assert sum(node.domain == DOMAIN for node in graph.node) == facts.model.num_hidden_layers
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("mode", ["w8a16", "w8a8"])
+def test_int8_decoder(rtx: Rtx, bf16_bundle: Path, quantize: Callable[..., Path], mode: str, capability: str) -> None:
+    operators = builds(rtx, quantize(bf16_bundle, mode) / "decoder.onnx", capability)
+    assert f"FusedMoEText{mode.upper()}" in operators
+
+
+@pytest.mark.parametrize("mode", ["w8a16", "w8a8"])
+def test_decoder_with_everything_in_int8(rtx: Rtx, bf16_bundle: Path, quantize: Callable[..., Path], mode: str) -> None:
+    operators = builds(rtx, quantize(bf16_bundle, mode, everything=True) / "decoder.onnx", "SM89")
+    assert f"FusedMoE{mode.upper()}" in operators
+
+
+def test_portable_decoder(rtx: Rtx, bf16_bundle: Path) -> None:
+    """As TensorRT 10.3 is given it."""
+    builds(rtx, bf16_bundle / "decoder.onnx", "SM86", "trt10.3")
+
+
+@pytest.mark.parametrize("mode", ["w8a16", "w8a8"])
+def test_portable_int8_decoder(rtx: Rtx, bf16_bundle: Path, quantize: Callable[..., Path], mode: str) -> None:
+    builds(rtx, quantize(bf16_bundle, mode) / "decoder.onnx", "SM86", "trt10.3")
+
+
+def test_portable_vision(rtx: Rtx, bf16_bundle: Path) -> None:
+    graph = bf16_bundle / "vision.onnx"
+    model = graph_for(TARGETS["trt10.3"], Bundle(bf16_bundle), graph.name)
+    result = rtx(model, graph, "SM86", (vision_profile(13),))
+    assert result["parsed"], result["errors"]
+    assert result["plan"], result["log"]
 
 
 def test_capacity_must_be_fixed(rtx: Rtx, bf16_bundle: Path) -> None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Of one 16-bit type."""
+    """Of one type of activations."""
 
     unit_roundoff: float
     smallest: float
@@ -33,6 +33,8 @@ class Tolerance:
 TOLERANCES = {
     "bfloat16": Tolerance(unit_roundoff=2.0**-8, smallest=2.0**-133),
     "float16": Tolerance(unit_roundoff=2.0**-11, smallest=2.0**-24),
+    # For the operators' bodies; there are no kernels in it.
+    "float32": Tolerance(unit_roundoff=2.0**-24, smallest=2.0**-149),
 }
 
 PRODUCT_DEVIATIONS = 3.0

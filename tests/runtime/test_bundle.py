@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 import runtime
-from runtime.bundle import DECODER_WEIGHTS, FORMAT_VERSION, MANIFEST, REQUIRED_FILES, Bundle
+from runtime.bundle import DECODER_WEIGHTS, FORMAT_VERSION, MANIFEST, REQUIRED_FILES, Bundle, Manifest, Quantization
 from runtime.bundle_writer import BundleWriter
+
+QUANTIZED = {"mode": "w8a16", "form": "qdq", "experts": ["text"], "attention": False, "lm_head": True}
 
 
 @pytest.fixture
@@ -80,11 +82,27 @@ def test_manifest_that_is_none(bundle: Path, text: str) -> None:
         (lambda m: m["files"].update({"/etc/passwd": {"size": 1, "sha256": ""}}), ["/etc/passwd", "outside"]),
         (lambda m: m["files"].update({"new.bin": {"size": 1}}), ["sha256"]),
         (lambda m: m["model"].update(vocab_size=778), ["777 tokens", "778"]),
+        (lambda m: m.update(quantization=QUANTIZED | {"mode": "w4a4"}), ["'w4a4'", "w8a16, w8a8", "update monoedge"]),
+        (lambda m: m.update(quantization=QUANTIZED | {"form": "gguf"}), ["'gguf'", "qdq and cpu", "update monoedge"]),
+        (lambda m: m.update(quantization=QUANTIZED | {"experts": ["audio"]}), ["audio", "update monoedge"]),
+        (lambda m: m.update(quantization=QUANTIZED | {"lm_head": "yes"}), ["should be true or false"]),
+        (lambda m: m.update(quantization={"mode": "w8a16"}), ["quantization", "lm_head"]),
+        (lambda m: m.update(quantization=[]), ["quantization", "list"]),
     ],
 )
 def test_manifest_values(bundle: Path, change: Callable[[dict[str, Any]], object], words: list[str]) -> None:
     edit(bundle, change)
     refused(bundle, *words)
+
+
+def test_what_is_quantized_is_read_and_written(bundle: Path) -> None:
+    assert Bundle(bundle).manifest.quantization is None
+    assert "quantization" not in Bundle(bundle).manifest.to_json()
+    edit(bundle, lambda m: m.update(quantization=QUANTIZED))
+    manifest = Bundle(bundle).manifest
+    assert manifest.quantization == Quantization("w8a16", "qdq", ("text",), attention=False, lm_head=True)
+    assert json.loads(manifest.to_json())["quantization"] == QUANTIZED
+    assert Manifest.from_json(manifest.to_json()) == manifest
 
 
 @pytest.mark.parametrize("name", REQUIRED_FILES)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from plugins_trt import library
-from plugins_trt.library import LIBRARY, VARIABLE, PluginLibraryError, plugin_library
+from runtime import plugin_library as module
+from runtime.errors import BackendError
+from runtime.plugin_library import LIBRARY, VARIABLE, plugin_library
 
 
 @pytest.fixture
@@ -17,8 +18,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = checkout / "plugins_trt"
     folder.mkdir(parents=True)
     (checkout / "CMakeLists.txt").touch()
-    monkeypatch.setattr(library, "_PACKAGE", folder)
-    monkeypatch.setattr(library, "_SYSTEM", (tmp_path / "lib",))
+    monkeypatch.setattr(module, "_CHECKOUT", checkout)
+    monkeypatch.setattr(module, "_SYSTEM", (tmp_path / "lib",))
     monkeypatch.setattr("sys.prefix", str(tmp_path / "venv"))
     monkeypatch.delenv(VARIABLE, raising=False)
     return folder
@@ -43,12 +44,12 @@ def test_order(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_build_folder_counts_in_a_checkout_only(package: Path) -> None:
     place(package.parent / "build")
     (package.parent / "CMakeLists.txt").unlink()
-    with pytest.raises(PluginLibraryError):
+    with pytest.raises(BackendError):
         plugin_library()
 
 
 def test_nowhere(package: Path) -> None:
-    with pytest.raises(PluginLibraryError) as error:
+    with pytest.raises(BackendError) as error:
         plugin_library()
     message = str(error.value)
     assert f"{LIBRARY} is in none of {package.parent / 'build'}, {package}, " in message
@@ -59,5 +60,5 @@ def test_nowhere(package: Path) -> None:
 def test_named_but_not_there(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place(package)
     monkeypatch.setenv(VARIABLE, "elsewhere/x.so")
-    with pytest.raises(PluginLibraryError, match=f"^{VARIABLE} is elsewhere/x.so, which is no file: "):
+    with pytest.raises(BackendError, match=f"^{VARIABLE} is elsewhere/x.so, which is no file: "):
         plugin_library()

@@ -1,0 +1,65 @@
+"""What is to be stored in INT8, and with which scales: from the choice of scales to the writer of bundles.
+
+``calibration.bundle.write_quantized`` writes a bundle that follows a plan. Where scales come from is no matter here:
+from observed activations, or from the weights alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Vector = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class MatrixPlan:
+    """How one matrix of the decoder is stored in INT8.
+
+    Attributes:
+        name: its initializer in ``decoder.onnx``, as ``layers.0.feed_forward.text_gate_up``.
+        scale: float32 [out], positive: row i is stored as INT8 numbers times ``scale[i]``. It is that of the matrix
+            after smoothing.
+        input_scale: the activations in front of the matrix are INT8 numbers times this (w8a8); None for w8a16.
+    """
+
+    name: str
+    scale: Vector
+    input_scale: float | None = None
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """Factors moved from activations into weights of one layer's experts: x / s and W · s, so that nothing changes.
+
+    Attributes:
+        layer: index of the layer.
+        gate_up: float32 [hidden] or None. The weight of ``ffn_norm`` is divided by it; columns of the text *and* the
+            visual expert's gate and up, which share that norm, are multiplied.
+        down: float32 [inter] or None. Rows of the text expert's up are divided by it; columns of its down multiplied.
+        visual_down: the same for the visual expert.
+    """
+
+    layer: int
+    gate_up: Vector | None = None
+    down: Vector | None = None
+    visual_down: Vector | None = None
+
+
+@dataclass(frozen=True)
+class QuantizationPlan:
+    """Everything that distinguishes a quantized bundle from its source.
+
+    Matrices that are not named stay as they are. An expert's gate_up and down are named together, or neither.
+
+    Attributes:
+        mode: one of ``runtime.bundle.MODES``; with ``w8a8`` every matrix has an ``input_scale``, with ``w8a16`` none.
+        matrices: in any order.
+        smoothing: at most one a layer.
+    """
+
+    mode: str
+    matrices: tuple[MatrixPlan, ...]
+    smoothing: tuple[Smoothing, ...] = ()

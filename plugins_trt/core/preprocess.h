@@ -1,0 +1,55 @@
+// A picture in device memory to the tiles that the vision network reads, with the bits of Pillow's bicubic filter.
+//
+// Pillow resizes 8-bit pictures in fixed point: in one direction, rounded to 8 bits, then in the other, rounded again.
+// Whoever calls makes the weights and knows the order (runtime/resampling.py), so that nothing is computed in floating
+// point here.
+
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace monoedge
+{
+
+/// The weights of one direction: place i of the result is made of `count[i]` places of the source from `first[i]` on.
+struct ResizeFilter
+{
+    std::int32_t const* first;   ///< [places]
+    std::int32_t const* count;   ///< [places]; at most `taps`.
+    std::int32_t const* weights; ///< [places, taps], in steps of 2^-22.
+    std::int32_t taps;
+};
+
+/// One picture, stretched over a grid of tiles. All pointers are device pointers.
+struct ResizeParams
+{
+    std::uint8_t const* frame; ///< The first pixel's red.
+    std::int64_t rowStride;    ///< In bytes, as the next two.
+    std::int64_t pixelStride;
+    std::int64_t channelStride;
+    std::int32_t width;
+    std::int32_t height;
+    std::int32_t columns; ///< Tiles of the grid.
+    std::int32_t rows;
+    std::int32_t tileSize;
+    std::int32_t acrossFirst; ///< Which direction comes first: 1 across, 0 down.
+    ResizeFilter across;      ///< columns · tileSize places
+    ResizeFilter down;        ///< rows · tileSize places
+    void const* levels;       ///< [3, 256] elements: what each value of a channel becomes.
+    std::int32_t elementSize; ///< 2 or 4 bytes.
+    void* tiles;              ///< [rows · columns, 3, tileSize, tileSize] elements, row by row of the grid.
+    std::uint8_t* workspace;
+    std::size_t workspaceSize; ///< at least 3 times the pixels of the picture that is resized in the first direction
+};
+
+/// Enqueues it. Returns cudaErrorInvalidValue for sizes or a workspace that cannot be, else what the launches said.
+cudaError_t resizeToTiles(ResizeParams const& params, cudaStream_t stream);
+
+} // namespace monoedge
+
+/// The same, for callers that load the library by name.
+extern "C" __attribute__((visibility("default"))) int monoedgeResizeToTiles(
+    monoedge::ResizeParams const* params, cudaStream_t stream);
