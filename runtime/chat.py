@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import Any
 
-from runtime.backends import DEFAULT
+from runtime.backends import DEFAULT, NAMES
 from runtime.bundle import Bundle
 from runtime.cli import run
 from runtime.errors import OptionError
@@ -118,7 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--seed", type=int, metavar="N", help="with --sample: the same draws each time")
 
     group = parser.add_argument_group("the machine")
-    group.add_argument("--backend", metavar="NAME", help=f"what computes (default {DEFAULT})")
+    group.add_argument(
+        "--backend", metavar="NAME", help=f"what computes: {', '.join(NAMES)} (default {DEFAULT}, on the CPU)"
+    )
     group.add_argument(
         "--threads", type=int, metavar="N", help="CPU threads to compute with (default: the backend's choice)"
     )

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from runtime.backends import Pixels
 from runtime.errors import PromptError
+from runtime.frames import DevicePixels
 from runtime.preprocess import pixel_digest
 from runtime.template import ChatTemplate
 from runtime.tokenizer import Tokenizer
@@ -26,10 +28,11 @@ _PLACE_BITS = 32
 class ConversationImage:
     """An image of the conversation, ready for the vision network.
 
-    ``number`` is the same for the same pixels, so that cached tokens of an image match that image only.
+    ``number`` is the same for the same pixels, so that cached tokens of an image match that image only; each picture
+    from a GPU's memory has a number of its own.
     """
 
-    pixel_values: npt.NDArray[np.float32]
+    pixel_values: Pixels
     number: int
 
 
@@ -79,7 +82,7 @@ class Conversation:
         self._tokens_per_tile, self._system = tokens_per_tile, system
         self._numbers: dict[str, int] = {}
 
-    def turn(self, question: str, images: Sequence[npt.NDArray[np.float32]]) -> Turn:
+    def turn(self, question: str, images: Sequence[Pixels]) -> Turn:
         """A turn without an answer.
 
         Args:
@@ -111,8 +114,9 @@ class Conversation:
             keys[visual_mask] = np.concatenate(image_keys)
         return Prompt(ids, visual_mask, keys, images)
 
-    def _numbered(self, pixel_values: npt.NDArray[np.float32]) -> ConversationImage:
-        number = self._numbers.setdefault(pixel_digest(pixel_values), len(self._numbers))
+    def _numbered(self, pixel_values: Pixels) -> ConversationImage:
+        name = pixel_values.name if isinstance(pixel_values, DevicePixels) else pixel_digest(pixel_values)
+        number = self._numbers.setdefault(name, len(self._numbers))
         return ConversationImage(pixel_values, number)
 
 

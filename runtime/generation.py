@@ -10,10 +10,7 @@ import numpy.typing as npt
 
 from runtime.backends import Backend, Context
 from runtime.conversation import Prompt, common_prefix
-
-CHUNK = 512
-"""Tokens of a prompt that are computed at a time. It bounds the memory of long prompts: attention scores and expert
-activations grow with it."""
+from runtime.frames import DevicePixels
 
 GROWTH = 256
 """Caches grow by multiples of this many tokens."""
@@ -32,11 +29,10 @@ class Sequence:
     Args:
         backend: what computes.
         embed: token ids [n] → embeddings [n, hidden] in the bundle's number format.
-        max_length: tokens that the caches may ever hold.
     """
 
-    def __init__(self, backend: Backend, embed: Embed, max_length: int) -> None:
-        self._backend, self._embed, self._max_length = backend, embed, max_length
+    def __init__(self, backend: Backend, embed: Embed) -> None:
+        self._backend, self._embed = backend, embed
         self._context: Context = backend.new_context()
         self._keys = np.empty(0, np.int64)
         self._length = 0
@@ -59,7 +55,7 @@ class Sequence:
         while start < len(prompt):
             if cancelled():
                 return None
-            stop = min(start + CHUNK, len(prompt))
+            stop = min(start + self._backend.chunk, len(prompt))
             mask = prompt.visual_mask[start:stop]
             embeds = self._embed(prompt.ids[start:stop])
             if mask.any():
@@ -79,9 +75,9 @@ class Sequence:
 
     def _reserve(self, tokens: int) -> None:
         if tokens > self._context.capacity:
-            capacity = round_up(tokens, self._max_length)
-            self._context.reserve(capacity)
-            self._keys = np.concatenate([self._keys, np.empty(capacity - len(self._keys), np.int64)])
+            self._context.reserve(round_up(tokens, self._backend.max_length))
+            added = self._context.capacity - len(self._keys)
+            self._keys = np.concatenate([self._keys, np.empty(added, np.int64)])
 
 
 class _VisualEmbeds:
@@ -109,5 +105,7 @@ class _VisualEmbeds:
     def _image(self, index: int) -> npt.NDArray[Any]:
         # Chunks go forward, so only the image at hand is kept.
         if self._current is None or self._current[0] != index:
-            self._current = (index, self._backend.encode_image(self._images[index].pixel_values))
+            pixels = self._images[index].pixel_values
+            embeds = pixels.embeds() if isinstance(pixels, DevicePixels) else self._backend.encode_image(pixels)
+            self._current = (index, embeds)
         return self._current[1]

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends import Backend, open_backend
+from runtime.backends import Backend, FrameBackend, Pixels, open_backend
 from runtime.bundle import CHAT_TEMPLATE, TOKENIZER, Bundle
-from runtime.errors import BundleError, OptionError
+from runtime.errors import BundleError, ImageError, OptionError
+from runtime.frames import DeviceImage, is_device_frame
+from runtime.preprocess import ImageInput
 from runtime.session import Images, Session
 from runtime.template import ChatTemplate
 from runtime.tokenizer import Tokenizer
@@ -32,7 +34,7 @@ class Model:
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle, self.backend = bundle, backend
-        self.max_length = bundle.manifest.model.max_length
+        self.max_length = backend.max_length
         self.image_processor = bundle.manifest.image
         self.tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
         self.template = _read_template(bundle.path(CHAT_TEMPLATE))
@@ -47,6 +49,22 @@ class Model:
     def session(self, image: Images = None, prompt: str | None = None, **options: Any) -> Session:  # noqa: ANN401
         """A new conversation with this model; takes what ``Session`` takes."""
         return Session(image, prompt, model=self, **options)
+
+    def pixels(self, image: ImageInput | DeviceImage, max_tiles: int | None = None) -> Pixels:
+        """An image's tiles; those of a picture in a GPU's memory are made there.
+
+        Raises:
+            ImageError: not an image, or in the memory of a GPU that the backend does not compute on.
+            OptionError: ``max_tiles`` out of range.
+        """
+        if not is_device_frame(image):
+            return self.image_processor(image, max_tiles)  # type: ignore[arg-type] # refuses what is none
+        if not isinstance(self.backend, FrameBackend):
+            raise ImageError(
+                "the picture lies in a GPU's memory, which backend tensorrt takes: copy it to the host first, as "
+                "frame.cpu().numpy() does in torch and frame.get() in CuPy"
+            )
+        return self.backend.frame_pixels(image, self.image_processor, max_tiles)  # type: ignore[arg-type] # just asked
 
     def embed(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Token ids [n] → embeddings [n, hidden], read from the memory-mapped file."""
@@ -65,8 +83,8 @@ def load(
 
     Args:
         bundle: its folder; by default the environment variable ``MONOEDGE_BUNDLE`` names it.
-        backend: what computes; ``"onnxruntime"`` is the default.
-        threads: CPU threads to compute with; None lets the backend choose.
+        backend: what computes, one of ``runtime.backends.NAMES``; ``"onnxruntime"``, on the CPU, is the default.
+        threads: CPU threads to compute with, where the CPU computes; None lets the backend choose.
         verify: compare the SHA-256 of every file with the manifest, which reads all of it.
         progress: with ``verify``, called with the number of bytes just read.
 

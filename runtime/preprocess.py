@@ -88,9 +88,13 @@ class ImageProcessor:
 
     def tiles(self, width: int, height: int, max_tiles: int | None = None) -> int:
         """Count the tiles, with thumbnail, of an image of width × height pixels; raises as a call does."""
+        return sum(columns * rows for columns, rows in self.grids(width, height, max_tiles))
+
+    def grids(self, width: int, height: int, max_tiles: int | None = None) -> list[tuple[int, int]]:
+        """Give the grids, as (columns, rows), that an image is stretched over: its own, then the thumbnail's if any."""
         least, most = self._limits(max_tiles)
-        columns, rows = tile_grid(width, height, image_size=self.image_size, max_tiles=most, min_tiles=least)
-        return columns * rows + int(self.use_thumbnail and columns * rows > 1)
+        grid = tile_grid(width, height, image_size=self.image_size, max_tiles=most, min_tiles=least)
+        return [grid, (1, 1)] if self.use_thumbnail and grid != (1, 1) else [grid]
 
     def __call__(self, image: ImageInput, max_tiles: int | None = None) -> NDArray[np.float32]:
         """Compute pixel_values [tiles, 3, image_size, image_size]; `max_tiles` overrides the checkpoint's.
@@ -208,14 +212,20 @@ def pixel_values(
         thumbnail = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
         tiles = np.concatenate([tiles, thumbnail[None]])
 
-    # A byte has 256 values: compute each once in float32, operation by operation as torchvision does, and
-    # look the pixels up. The bits are the same, and no float copy of the image is made on the way.
-    levels = np.arange(256, dtype=np.float32) / np.float32(255)
+    # Looked up, so that no float copy of the image is made on the way.
     values = np.empty((len(tiles), 3, size, size), np.float32)
-    for channel in range(3):
-        normalized = (levels - np.float32(mean[channel])) / np.float32(std[channel])
+    for channel, normalized in enumerate(levels(mean, std)):
         values[:, channel] = normalized[tiles[..., channel]]
     return values
+
+
+def levels(mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
+    """What each value of a byte becomes in each channel, [3, 256].
+
+    Computed in float32, operation by operation as torchvision does.
+    """
+    scaled = np.arange(256, dtype=np.float32) / np.float32(255)
+    return np.stack([(scaled - np.float32(mean[channel])) / np.float32(std[channel]) for channel in range(3)])
 
 
 def pixel_digest(values: NDArray[np.float32]) -> str:

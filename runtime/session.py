@@ -14,6 +14,7 @@ import numpy.typing as npt
 from runtime.answer import Answer, Stats
 from runtime.conversation import Conversation, Turn
 from runtime.errors import ImageError, OptionError, PromptError
+from runtime.frames import DeviceImage, is_device_frame
 from runtime.generation import Sequence as TokenSequence
 from runtime.options import DEFAULT_MAX_NEW_TOKENS, AnswerOptions
 from runtime.preprocess import ImageInput, load_image
@@ -21,7 +22,7 @@ from runtime.preprocess import ImageInput, load_image
 if TYPE_CHECKING:
     from runtime.model import Model
 
-Images = ImageInput | Sequence[ImageInput] | None
+Images = ImageInput | DeviceImage | Sequence[ImageInput | DeviceImage] | None
 """What a question may be about: one image, several in a list or tuple, or none."""
 
 
@@ -31,8 +32,9 @@ class Session:
     Nothing is computed until the answer is read.
 
     Args:
-        image: a path, the bytes of an image file, a PIL image, a uint8 array [height, width, 3], a list of
-            these, or None.
+        image: a path, the bytes of an image file, a PIL image, a uint8 array [height, width, 3], such an array in a
+            GPU's memory (``runtime.frames``) where the backend computes there, a list of these, or None. A GPU's
+            memory is read when the question is asked, and may be written again after.
         prompt: the first question; ``<image>`` in it stands for an image, in order. Without such placeholders
             the images stand before it. None starts the conversation with the first ``ask``.
         bundle: folder of the bundle; by default the environment variable ``MONOEDGE_BUNDLE`` names it.
@@ -69,15 +71,18 @@ class Session:
         self._conversation = Conversation(
             model.template, model.tokenizer, model.image_processor.tokens_per_tile, system
         )
-        self._sequence = TokenSequence(model.backend, model.embed, model.max_length)
+        self._sequence = TokenSequence(model.backend, model.embed)
         self._turns: list[Turn] = []
         self._answer: Answer | None = None
-        self._waiting_images: list[ImageInput] = []
+        self._waiting_images: list[ImageInput | DeviceImage] = []
         if prompt is not None:
             self.ask(prompt, image)
         else:
             # Read now, so that a bad image is told here.
-            self._waiting_images = [load_image(item) for item in as_images(image)]
+            self._waiting_images = [
+                item if is_device_frame(item) else load_image(item)  # type: ignore[arg-type] # refuses what is none
+                for item in as_images(image)
+            ]
 
     def ask(
         self,
@@ -103,7 +108,7 @@ class Session:
         started = time.perf_counter()
         chosen = self._options.changed(options)
         images = [*self._waiting_images, *as_images(image)]
-        pixel_values = [self._model.image_processor(item, chosen.max_tiles) for item in images]
+        pixel_values = [self._model.pixels(item, chosen.max_tiles) for item in images]
         turn = self._conversation.turn(prompt, pixel_values)
         if self._answer is not None:
             self._answer.close()
@@ -129,8 +134,8 @@ class Session:
         if prompt_tokens + wanted > limit:
             raise PromptError(
                 f"the conversation has {prompt_tokens} tokens and the answer may have {wanted}, together "
-                f"{prompt_tokens + wanted}, but the bundle was exported for {limit}: use fewer tiles (max_tiles), a "
-                "smaller max_new_tokens, a new session, or export with a larger --max-length"
+                f"{prompt_tokens + wanted}, but {self._model.backend.length_limit}: use fewer tiles (max_tiles), a "
+                "smaller max_new_tokens, or a new session"
             )
         return max_new_tokens or min(DEFAULT_MAX_NEW_TOKENS, limit - prompt_tokens)
 
@@ -203,7 +208,7 @@ class Session:
             self._answer.close()
 
 
-def as_images(images: Images) -> list[ImageInput]:
+def as_images(images: Images) -> list[ImageInput | DeviceImage]:
     """One image, several or none, as a list.
 
     Raises:

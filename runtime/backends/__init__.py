@@ -7,15 +7,19 @@ the rest of the runtime sees of one.
 from __future__ import annotations
 
 import importlib
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime.bundle import Bundle
 from runtime.errors import OptionError
+from runtime.frames import DeviceImage, DevicePixels
+from runtime.preprocess import ImageProcessor
 
 Array = npt.NDArray[Any]
+Pixels: TypeAlias = npt.NDArray[np.float32] | DevicePixels
+"""An image's tiles, [tiles, 3, size, size]: float32 in host memory, or in a GPU's."""
 
 
 class Context(Protocol):
@@ -35,7 +39,8 @@ class Context(Protocol):
         """Runs tokens ``start`` … ``start + n`` of the sequence and keeps their keys and values.
 
         Args:
-            inputs_embeds: [n, hidden] in the bundle's number format; ``start + n`` is within ``capacity``.
+            inputs_embeds: [n, hidden] in the bundle's number format, n from 1 to the backend's ``chunk``;
+                ``start + n`` is within ``capacity``.
             visual_mask: [n], true for visual tokens.
             start: how many tokens of the caches are valid before.
 
@@ -49,6 +54,12 @@ class Backend(Protocol):
 
     description: str
     """What computes, for people: library, version and device."""
+    chunk: int
+    """Tokens that ``Context.forward`` takes at most; longer prompts come in chunks."""
+    max_length: int
+    """Tokens that a context can ever hold."""
+    length_limit: str
+    """What sets ``max_length`` and how to raise it, for people: ``the bundle was exported for 8192 (…)``."""
 
     def encode_image(self, pixel_values: npt.NDArray[np.float32]) -> Array:
         """[tiles, 3, size, size] → [tiles · tokens_per_tile, hidden] in the bundle's number format."""
@@ -57,9 +68,28 @@ class Backend(Protocol):
         """Empty caches for a new sequence."""
 
 
-# Where each backend's class is: module, class.
-_BACKENDS = {"onnxruntime": ("runtime.backends.onnxruntime", "OnnxRuntimeBackend")}
+@runtime_checkable
+class FrameBackend(Protocol):
+    """A backend that takes pictures out of a GPU's memory."""
 
+    def frame_pixels(self, image: DeviceImage, processor: ImageProcessor, max_tiles: int | None) -> DevicePixels:
+        """The picture's tiles. Its memory may be written again after.
+
+        Raises:
+            ImageError: not such a picture.
+            OptionError: ``max_tiles`` out of range.
+        """
+
+
+# Where each backend's class is: module, class.
+_BACKENDS = {
+    "onnxruntime": ("runtime.backends.onnxruntime", "OnnxRuntimeBackend"),
+    "tensorrt": ("runtime.backends.tensorrt", "TensorRTBackend"),
+    "onnxruntime-cuda": ("runtime.backends.onnxruntime_gpu", "CudaProviderBackend"),
+    "onnxruntime-tensorrt": ("runtime.backends.onnxruntime_gpu", "TensorRTProviderBackend"),
+}
+
+NAMES = tuple(_BACKENDS)
 DEFAULT = "onnxruntime"
 
 
@@ -72,11 +102,11 @@ def open_backend(name: str | None, bundle: Bundle, threads: int | None) -> Backe
         threads: CPU threads to compute with; None lets the backend choose.
 
     Raises:
-        OptionError: no backend of that name.
+        OptionError: no backend of that name, or ``threads`` for one on a GPU.
         BackendError: it is not installed, or cannot run this bundle.
     """
     if (name or DEFAULT) not in _BACKENDS:
-        raise OptionError(f"backend {name!r} is not known, expected one of: {', '.join(_BACKENDS)}")
+        raise OptionError(f"backend {name!r} is not known, expected one of: {', '.join(NAMES)}")
     module, class_name = _BACKENDS[name or DEFAULT]
     backend: Backend = getattr(importlib.import_module(module), class_name)(bundle, threads)
     return backend

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import struct
 import subprocess
@@ -179,8 +180,7 @@ def test_help_teaches():
 
 
 def test_verify_finds_an_altered_file(shapes_bundle, tmp_path):
-    for file in shapes_bundle.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(shapes_bundle, tmp_path, dirs_exist_ok=True)
     assert answered(chat("--bundle", tmp_path, "--verify", QUESTION))
     weights = bytearray((tmp_path / "decoder.weights").read_bytes())
     weights[len(weights) // 2] ^= 1

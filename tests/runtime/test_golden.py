@@ -31,8 +31,8 @@ def turn_tensors(tensors: dict[str, np.ndarray], turn: int, turns: int) -> dict[
 
 
 @pytest.fixture(scope="module")
-def model(tiny_bundle: Path) -> runtime.Model:
-    return runtime.load(tiny_bundle, verify=True)
+def model(golden_bundle: Path) -> runtime.Model:
+    return runtime.load(golden_bundle, verify=True)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -75,7 +75,7 @@ def test_streamed_pieces_are_the_text(model: runtime.Model) -> None:
 @pytest.mark.parametrize("chunk", [1, 7, 100, 4096])
 def test_prefill_in_chunks_is_the_same(model: runtime.Model, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     case, tensors = load_case(model.bundle.folder.name, "two_images")
-    monkeypatch.setattr("runtime.generation.CHUNK", chunk)
+    monkeypatch.setattr(model.backend, "chunk", chunk)
     images = [GOLDEN / "images" / file for file, _ in case["images"]]
     session = model.session(images, case["questions"][0], max_tiles=1, max_new_tokens=2, return_logits=True)
     assert session.text is not None

@@ -66,7 +66,7 @@ def test_placeholder_says_where_the_image_stands(model: runtime.Model) -> None:
 
 def first_logits_from_nothing(model: runtime.Model, prompt: Prompt) -> np.ndarray:
     """The prompt computed whole, by caches that held nothing."""
-    logits = Sequence(model.backend, model.embed, model.max_length).prefill(prompt, lambda: False)
+    logits = Sequence(model.backend, model.embed).prefill(prompt, lambda: False)
     assert logits is not None
     return logits
 

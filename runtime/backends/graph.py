@@ -1,0 +1,34 @@
+"""What goes into the graphs of a bundle and what comes out, by name; ``export.graphs`` gives these names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+PIXEL_VALUES, VISUAL_EMBEDS = "pixel_values", "visual_embeds"
+INPUTS_EMBEDS, VISUAL_MASK = "inputs_embeds", "visual_mask"
+POSITION_IDS, WRITE_INDICES = "position_ids", "write_indices"
+LOGITS = "logits"
+PAST, PRESENT, UPDATE = "past_key_values.", "present.", "update."
+"""What names of caches begin with as inputs and as outputs; ``0.key``, ``0.value``, ``1.key``, … follow.
+
+A cache is [batch, kv_heads, capacity, head_dim]. A decoder gives either ``present.*``, the caches with the chunk in
+them, which may lie where the past does; or ``update.*``, [batch, kv_heads, sequence, head_dim], the chunk's own keys
+and values, which whoever runs it writes into the caches from ``write_indices`` on, along axis 2, before the next call.
+"""
+
+
+def cache_names(layers: int) -> list[str]:
+    """What follows the prefixes, in graph order."""
+    return [f"{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
+
+
+def to_format(values: npt.NDArray[np.float32], target: npt.NDArray[Any]) -> None:
+    """Finite float32 values into an array of a bundle's number format; bfloat16, as its bits, rounded half to even."""
+    if target.dtype != np.uint16:
+        target[...] = values
+        return
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    target[...] = (bits + (np.uint32(0x7FFF) + (bits >> 16 & 1))) >> 16

@@ -1,0 +1,163 @@
+"""Pictures that lie in a GPU's memory already, as cameras and decoders leave them there.
+
+Told by ``__dlpack__`` (torch, CuPy, PyNvVideoCodec and others) or ``__cuda_array_interface__`` (jetson-utils, Numba,
+PyCUDA and others): uint8 [height, width, 3] in RGB order, or [height, width, 4] whose fourth channel is dropped. Rows,
+pixels and channels may lie any number of bytes apart.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy.typing as npt
+
+from runtime.errors import ImageError
+
+_CUDA_DEVICES = (2, 13)
+"""DLPack's numbers of CUDA's memory and of its managed memory."""
+
+_REMEDY = "give one picture of one GPU as uint8 [height, width, 3], in RGB order"
+
+
+@dataclass(frozen=True)
+class DeviceFrame:
+    """A picture in device memory.
+
+    Attributes:
+        address: of the first pixel's red.
+        width: in pixels.
+        height: in pixels.
+        strides: bytes from one row, pixel and channel to the next.
+        owner: what keeps the memory.
+    """
+
+    address: int
+    width: int
+    height: int
+    strides: tuple[int, int, int]
+    owner: object
+
+
+class DevicePixels:
+    """A picture's tiles in device memory: ``pixel_values``, which the host never sees.
+
+    Args:
+        address: [tiles, 3, size, size] in the bundle's number format.
+        tiles: how many.
+        name: of no other picture. That two have equal pixels is not looked for.
+        encode: computes their embeddings, on the GPU that they are on.
+    """
+
+    def __init__(self, address: int, tiles: int, name: str, encode: Callable[[DevicePixels], npt.NDArray[Any]]) -> None:
+        self.address, self.name = address, name
+        self._tiles, self._encode = tiles, encode
+
+    def __len__(self) -> int:
+        return self._tiles
+
+    def embeds(self) -> npt.NDArray[Any]:
+        """[tiles · tokens_per_tile, hidden] in the bundle's number format."""
+        return self._encode(self)
+
+
+class CudaArray(Protocol):
+    """What tells of its device memory by ``__cuda_array_interface__``."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+
+
+class DLPackArray(Protocol):
+    """What tells of its memory by DLPack."""
+
+    def __dlpack_device__(self) -> tuple[Any, Any]:
+        """Kind and number of the device."""
+
+    def __dlpack__(self, *, stream: Any = None) -> Any:  # noqa: ANN401
+        """A capsule."""
+
+
+DeviceImage: TypeAlias = CudaArray | DLPackArray
+"""What may be a picture in a GPU's memory."""
+
+
+def is_device_frame(image: object) -> bool:
+    """Whether an object says that it lies in a GPU's memory."""
+    if hasattr(image, "__dlpack_device__"):
+        return bool(image.__dlpack_device__()[0] in _CUDA_DEVICES)
+    return hasattr(image, "__cuda_array_interface__")
+
+
+def device_frame(image: Any, stream: int, synchronize: Callable[[], None]) -> DeviceFrame:  # noqa: ANN401
+    """The picture that an object is.
+
+    Args:
+        image: what ``is_device_frame`` is true for.
+        stream: of CUDA; work enqueued on it later finds the picture finished.
+        synchronize: waits for all work of the GPU; called where the object names a stream of its own to wait for.
+
+    Raises:
+        ImageError: of another type or shape, or on another GPU.
+    """
+    if hasattr(image, "__dlpack__"):
+        return _from_dlpack(image, stream)
+    interface = image.__cuda_array_interface__
+    shape = tuple(interface["shape"])
+    _require(interface["typestr"] == "|u1", interface["typestr"], shape)
+    strides = interface.get("strides") or _contiguous(shape)
+    if interface.get("stream") is not None:
+        synchronize()
+    return _frame(interface["data"][0], shape, tuple(strides), image)
+
+
+def _from_dlpack(image: Any, stream: int) -> DeviceFrame:  # noqa: ANN401
+    _, device = image.__dlpack_device__()
+    if device:
+        raise ImageError(f"expected a picture on GPU 0, got one on GPU {device}: {_REMEDY}")
+    # Not renamed, so that it frees what it holds when it is dropped.
+    capsule = image.__dlpack__(stream=stream)
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    tensor = _DLTensor.from_address(pointer(capsule, b"dltensor"))
+    shape = tuple(tensor.shape[: tensor.ndim])
+    kind = (tensor.code, tensor.bits, tensor.lanes)
+    _require(kind == (1, 8, 1), f"DLPack type {kind}", shape)
+    strides = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else _contiguous(shape)
+    return _frame((tensor.data or 0) + tensor.byte_offset, shape, strides, capsule)
+
+
+class _DLTensor(ctypes.Structure):
+    """The beginning of DLPack's ``DLManagedTensor``."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+def _require(is_uint8: bool, kind: str, shape: tuple[int, ...]) -> None:
+    got = f"got {kind} {list(shape)} in a GPU's memory"
+    if not is_uint8:
+        raise ImageError(f"expected values of uint8, {got}: {_REMEDY}")
+    if len(shape) != 3 or shape[2] not in (3, 4) or 0 in shape:
+        raise ImageError(f"expected [height, width, 3] or [height, width, 4], {got}: {_REMEDY}")
+
+
+def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[1] * shape[2], shape[2], 1) if len(shape) == 3 else ()
+
+
+def _frame(address: int, shape: tuple[int, ...], strides: tuple[int, ...], owner: object) -> DeviceFrame:
+    row, pixel, channel = strides
+    return DeviceFrame(address, shape[1], shape[0], (row, pixel, channel), owner)
