@@ -59,8 +59,7 @@ def build(job: Mapping[str, Any], graph: bytes, event: Event) -> None:
     missing = sorted(name for name in job["standard_operators"] if not parser.supports_operator(name))
     if missing:
         raise BuildError(
-            f"the ONNX parser of {job['title']} {trt.__version__} does not have {', '.join(missing)}: update it; "
-            "TensorRT 10.15 and later, and TensorRT for RTX 1.7.1, have all that bundles use"
+            f"the ONNX parser of {job['title']} {trt.__version__} does not have {', '.join(missing)}: {job['needs']}"
         )
     event(phase="parsing", fraction=0.0)
     if not parser.parse(graph, job["graph"]):

@@ -19,14 +19,19 @@ from export.engine_network import (
     input_shapes,
     vision_profile,
 )
+from export.engine_parser import check_graph, load_parser
 from export.engine_target import Target
-from plugins_trt.schema import DOMAIN, OPERATORS, VERSION
-from runtime.bundle import DECODER_GRAPH, VISION_GRAPH, Bundle, EngineRecord, FileRecord, Manifest
+from export.portable import portable
+from plugins_trt.schema import DOMAIN, PLUGIN_OPERATORS, VERSION
+from runtime.bundle import CPU, DECODER_GRAPH, VISION_GRAPH, Bundle, EngineRecord, FileRecord, Manifest
 from runtime.engines import WEIGHTS, plan_name
 from runtime.errors import BundleError, OptionError
 
 PREFILL_CHUNK = 1024
 """Tokens that the prefill profile takes at once; longer prompts come in chunks. Four tiles of an image fill one."""
+
+PORTABLE_CHUNK = 512
+"""The same for portable graphs, whose scores, [heads, chunk, capacity + chunk], may all be in memory in float32."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +76,13 @@ def check_bundle(manifest: Manifest) -> None:
     """Whether plans can be built of a bundle at all.
 
     Raises:
-        BundleError: of another operator version, or in fp32.
+        BundleError: of another operator version, in fp32, or quantized for a CPU.
     """
-    ours = {operator.name for operator in OPERATORS}
+    if manifest.quantization is not None and manifest.quantization.form == CPU:
+        raise BundleError(
+            "the bundle is quantized for ONNX Runtime on a CPU: quantize a bf16 bundle for TensorRT, in form qdq"
+        )
+    ours = {operator.name for operator in PLUGIN_OPERATORS}
     for name, version in manifest.operators.items():
         if name not in ours or version != VERSION:
             raise BundleError(
@@ -123,11 +132,10 @@ def plans(bundle: Bundle, options: Options) -> tuple[Plan, Plan]:
         BundleError: a graph that TensorRT cannot be given.
     """
     manifest = bundle.manifest
-    decoder = load_graph(bundle, DECODER_GRAPH)
+    decoder, vision = (graph_for(options.target, bundle, name) for name in (DECODER_GRAPH, VISION_GRAPH))
     fix_dimension(decoder, CAPACITY, options.max_length)
-    chunk = min(PREFILL_CHUNK, options.max_length)
+    chunk = min(PREFILL_CHUNK if options.target.parser is None else PORTABLE_CHUNK, options.max_length)
     ranges = decoder_profiles(options.max_length, chunk, options.max_batch)
-    vision = load_graph(bundle, VISION_GRAPH)
     image = manifest.image
     tiles = image.max_tiles + int(image.use_thumbnail and image.max_tiles > 1)
 
@@ -138,6 +146,21 @@ def plans(bundle: Bundle, options: Options) -> tuple[Plan, Plan]:
         Plan(name(DECODER_GRAPH), DECODER_GRAPH, decoder, tuple(input_shapes(decoder, profile) for profile in ranges)),
         Plan(name(VISION_GRAPH), VISION_GRAPH, vision, (input_shapes(vision, vision_profile(tiles)),)),
     )
+
+
+def graph_for(target: Target, bundle: Bundle, name: str) -> onnx.ModelProto:
+    """A graph of the bundle in operators that the target's parser has, without weights and function bodies.
+
+    Raises:
+        BundleError: it cannot be read, or the parser does not have one.
+    """
+    model = load_graph(bundle, name)
+    if target.parser is not None:
+        model = portable(model)
+        check_graph(model, load_parser(target.parser))
+    # Up to TensorRT 10.6 a parser takes the body even where there is a plugin.
+    del model.functions[:]
+    return model
 
 
 def load_graph(bundle: Bundle, name: str) -> onnx.ModelProto:

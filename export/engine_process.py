@@ -60,6 +60,7 @@ def build_plan(
         "plugin": str(plugin) if plan.plugins else None,
         "operators": plan.plugins,
         "standard_operators": plan.standard_operators,
+        "needs": target.needs,
         "graph": str(graph.absolute()),
         "capability": f"SM{capability}" if target.capabilities else None,
         "profiles": [

@@ -34,9 +34,7 @@ from export.tensors import Parameter, decoder_parameters, vision_parameters
 from plugins_trt import function
 from plugins_trt.schema import DOMAIN
 from runtime.bundle import DECODER_WEIGHTS, VISION_WEIGHTS
-
-ALIGNMENT = 4096
-"""External data starts at multiples of a memory page, so that runtimes can map it in place."""
+from runtime.bundle_writer import ALIGNMENT
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -197,7 +195,7 @@ def _finish(
     proto.producer_name, proto.producer_version = "monoedge", ""
     used = {node.op_type for node in proto.graph.node if node.domain == DOMAIN}
     del proto.functions[:]
-    proto.functions.extend(body for body in function.bodies() if body.name in used)
+    proto.functions.extend(function.bodies(used))
     return Graph(proto, weights_file, tuple(slots))
 
 

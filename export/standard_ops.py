@@ -93,6 +93,8 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask:
     if _tracing():
         # Without softmax_precision, which TensorRT refuses; its attention has a float32 softmax all the same.
         return _node("Attention", [query, key, value, mask], {"scale": 1 / math.sqrt(query.shape[-1])}, query, 24)
+    if query.dtype == torch.float32:  # then PyTorch's own, which training wants, has a float32 softmax too
+        return F.scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])

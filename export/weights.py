@@ -10,11 +10,11 @@ import torch
 
 from export.checkpoint import Checkpoint
 from export.config import ModelConfig
-from export.graphs import ALIGNMENT, DTYPES, Graph
+from export.graphs import DTYPES, Graph
 from export.modeling import RotaryTable
 from export.tensors import Parameter, decoder_parameters, vision_parameters
 from runtime.bundle import EMBEDDINGS
-from runtime.bundle_writer import BundleWriter
+from runtime.bundle_writer import ALIGNMENT, BundleWriter
 
 Progress = Callable[[int], object]
 """Called with the number of bytes just written."""
