@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
 
 import onnx
 
@@ -16,7 +15,9 @@ from export.check import check_bundle
 from export.checkpoint import Checkpoint
 from export.config import CheckpointError, ModelConfig
 from export.graphs import Graph, trace_decoder, trace_vision
+from export.portable import portable
 from export.weights import embeddings_size, write_embeddings, write_weights
+from plugins_trt import function
 from plugins_trt.schema import DOMAIN, VERSION
 from runtime.bundle import (
     CHAT_TEMPLATE,
@@ -27,7 +28,8 @@ from runtime.bundle import (
     ModelFacts,
     size_text,
 )
-from runtime.bundle_writer import BundleWriter
+from runtime.bundle_writer import BundleWriter, MakeBar
+from runtime.errors import BackendError
 from runtime.preprocess import ImageProcessor
 
 DEFAULT_MAX_LENGTH = 8192
@@ -39,14 +41,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class Bar(Protocol):
-    """The part of a progress bar that is used here."""
-
-    def update(self, n: int) -> object:
-        """Moves on by ``n`` bytes."""
-
-
-MakeBar = Callable[[int], AbstractContextManager[Bar]]
 Say = Callable[[str], None]
 
 
@@ -59,6 +53,7 @@ def export_bundle(
     overwrite: bool,
     say: Say,
     make_bar: MakeBar,
+    opset: int = function.OPSET,
 ) -> Manifest:
     """Writes a bundle.
 
@@ -71,6 +66,7 @@ def export_bundle(
         overwrite: replace a bundle that is there already.
         say: told each step as one line.
         make_bar: a progress bar over a number of bytes.
+        opset: of the graphs, as they are traced or that of ``export.portable``.
 
     Raises:
         CheckpointError: a value cannot be exported, or ``max_length`` is beyond the model's positions.
@@ -84,6 +80,8 @@ def export_bundle(
             VISION_GRAPH: trace_vision(config, precision),
             DECODER_GRAPH: trace_decoder(config, precision, length),
         }
+        if opset < function.OPSET:
+            graphs = {file: replace(graph, model=portable(graph.model)) for file, graph in graphs.items()}
         size = sum(graph.weights_size for graph in graphs.values()) + embeddings_size(config, precision)
         # Graphs, tokenizer and templates are a few megabytes.
         writer.require_space(size + (16 << 20))
@@ -101,13 +99,35 @@ def export_bundle(
             name=name,
             precision=precision,
             model=_model_facts(config, length),
-            image=_image_processor(config),
+            image=image_processor(config),
             operators=_operators(graphs),
             created_by={package: version(package) for package in ("monoedge", "torch", "onnx")},
+            opset=opset,
         )
         for line in check_bundle(writer.folder, checkpoint, precision, length):
             say(line)
+        _record(writer, manifest, say, make_bar)
         return writer.commit(manifest)
+
+
+def _record(writer: BundleWriter, manifest: Manifest, say: Say, make_bar: MakeBar) -> None:
+    """The recorded set, where ONNX Runtime is there to make it."""
+    remedy = f"later: python -m export.recording --bundle {writer.target}"
+    if find_spec("onnxruntime") is None:
+        say(f"not recorded: onnxruntime is not installed; pip install 'monoedge[cpu]' adds it, and {remedy}")
+        return
+    from export import recording_make
+
+    bundle = writer.draft(manifest)
+    say("recording what engines will be compared with")
+    try:
+        with make_bar(recording_make.weights_size(bundle)) as bar:
+            files = recording_make.record(bundle, bar.update)
+    except BackendError as error:
+        say(f"not recorded: {error}; {remedy}")
+        return
+    for name, data in files.items():
+        writer.write(name, data)
 
 
 def _checked_length(config: ModelConfig, max_length: int | None) -> int:
@@ -126,7 +146,8 @@ def _model_facts(config: ModelConfig, max_length: int) -> ModelFacts:
     return ModelFacts(max_length=max_length, **{name: getattr(config, name) for name in names})
 
 
-def _image_processor(config: ModelConfig) -> ImageProcessor:
+def image_processor(config: ModelConfig) -> ImageProcessor:
+    """How a checkpoint wants its images."""
     names = [field.name for field in fields(ImageProcessor) if field.name not in {"mean", "std"}]
     return ImageProcessor(mean=IMAGENET_MEAN, std=IMAGENET_STD, **{name: getattr(config, name) for name in names})
 

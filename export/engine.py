@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from export.engine_target import TARGETS
 from runtime.cli import need, run
 
 _DESCRIPTION = """\
@@ -18,11 +19,19 @@ built of.
 
 examples:
   python -m export.engine --bundle bundle/ --target trt                 # on the device: for the GPU at hand
+  python -m export.engine --bundle bundle/ --target trt10.3             # the same on JetPack 6
   python -m export.engine --bundle bundle/ --target trt-rtx --sm 89     # TensorRT for RTX, on any machine
   python -m export.engine --bundle bundle/ --target trt --sm 87 --print-trtexec
+  python -m export.engine --bundle bundle/ --check                      # on the device: engines built elsewhere
 
-What an engine answers is not checked yet: there is no backend that runs it. Nothing is kept of a build that was
-interrupted or failed."""
+On the GPU that it is for, a new engine first answers the bundle's recorded prompt; one that disagrees with ONNX
+Runtime is not registered. Nothing is kept of a build that was interrupted or failed."""
+
+
+_TARGET_HELP = (
+    "TensorRT from 10.15 on; from 10.3 on, which JetPack 6 has, with the newer operators of the graphs taken apart; or "
+    "TensorRT for RTX"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,10 +48,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     from export import engine_build, engine_trtexec
     from export.engine_device import find_device
     from export.engine_plan import Options, check_bundle, check_chip, check_lengths, plans
-    from export.engine_target import TARGETS, choose_capability, require_module
+    from export.engine_target import choose_capability, require_module
     from runtime.bundle import Bundle
     from runtime.errors import BackendError, OptionError
 
+    if arguments.check:
+        _check(arguments)
+        return
+    if arguments.target is None:
+        raise OptionError(f"name what is to build with --target: {', '.join(TARGETS)}")
     target = TARGETS[arguments.target]
     prints = arguments.print_trtexec or arguments.write_onnx is not None
     builds = not prints and not arguments.register
@@ -78,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     plugin = engine_build.find_plugin(arguments.plugin)
     if arguments.register:
-        engine_build.register(bundle, options, arguments.register, plugin, arguments.overwrite, _say)
+        engine_build.register(bundle, options, arguments.register, plugin, device, arguments.overwrite, _say)
         return
     engine_build.build(
         bundle,
@@ -96,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--bundle", required=True, metavar="BUNDLE", help="the bundle to build for")
-    add("--target", required=True, choices=("trt", "trt-rtx"), help="TensorRT, or TensorRT for RTX")
+    add("--target", choices=tuple(TARGETS), help=_TARGET_HELP)
     add("--sm", type=int, metavar="NN", help="compute capability to build for, as 89 (default: the GPU at hand)")
     add("--max-length", type=int, metavar="N", help="tokens that caches hold (default, and most: the bundle's)")
     add("--max-batch", type=int, default=1, metavar="N", help="conversations computed at once (default 1)")
@@ -106,6 +120,21 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--print-trtexec", action="store_true", help="build nothing, print the commands that do it with trtexec")
     add("--write-onnx", type=Path, metavar="FOLDER", help="build nothing, write the graphs that trtexec takes")
     add("--register", type=Path, nargs="+", metavar="PLAN", help="take plans that trtexec built into the bundle")
+    add("--check", action="store_true", help="build nothing, compare the registered engines with what was recorded")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from export import engine_build, engine_verify
+    from export.engine_device import find_device
+    from runtime.bundle import Bundle
+    from runtime.errors import BackendError, OptionError
+
+    if arguments.register or arguments.print_trtexec or arguments.write_onnx is not None:
+        raise OptionError("--check is for engines that are registered: leave out what builds, prints or registers")
+    bundle, device = Bundle(arguments.bundle), find_device()
+    if device is None:
+        raise BackendError("there is no GPU here: run this on the device that the engines are for")
+    engine_verify.check(bundle, arguments.target, engine_build.find_plugin(arguments.plugin), device, _say)
 
 
 def _timing_cache(capability: int) -> Path:

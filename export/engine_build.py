@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -10,15 +10,14 @@ from export import engine_store as store
 from export.engine_device import Device
 from export.engine_plan import Options, Plan, record
 from export.engine_process import Progress, build_plan
-from plugins_trt.library import PluginLibraryError, plugin_library
+from export.engine_verify import verify
 from runtime.bundle import Bundle, EngineRecord, sha256_of, size_text
 from runtime.engines import WEIGHTS, plan_name
 from runtime.errors import BackendError, OptionError
+from runtime.plugin_library import plugin_library
 
 Say = Callable[[str], None]
 MakeBar = Callable[[str], AbstractContextManager[Progress]]
-
-UNCHECKED = "not checked: what the engine answers, since there is no GPU backend yet that could run it"
 
 
 def find_plugin(named: Path | None) -> Path:
@@ -31,10 +30,7 @@ def find_plugin(named: Path | None) -> Path:
         if not named.is_file():
             raise BackendError(f"--plugin {named}: no such file")
         return named.absolute()
-    try:
-        return plugin_library()
-    except PluginLibraryError as error:
-        raise BackendError(str(error)) from None
+    return plugin_library()
 
 
 def build(
@@ -63,7 +59,7 @@ def build(
 
     Raises:
         BundleError: the bundle cannot be written, or not enough.
-        BackendError: TensorRT cannot build it, or the GPU is too small.
+        BackendError: TensorRT cannot build it, the GPU is too small, or a plan disagrees with what was recorded.
     """
     plugin_sha256 = sha256_of(plugin)
     store.refuse_existing(bundle, [plan.name for plan in plans], plugin_sha256, overwrite)
@@ -89,9 +85,26 @@ def build(
             records[plan.name] = record(bundle.manifest, options, plan.graph, file, version, plugin_sha256)
             profiles = f"{len(plan.profiles)} profile{'s' if len(plan.profiles) > 1 else ''}"
             say(f"{bundle.path(plan.name)}: {size_text(file.size)}, {profiles}, {options.target.title} {version}")
-        store.put_in_place(bundle, {plan.name: folder / Path(plan.name).name for plan in plans}, records)
-    say(UNCHECKED)
+        partial = {plan.name: folder / Path(plan.name).name for plan in plans}
+        _verify(bundle, partial, records, plugin, device, say)
+        store.put_in_place(bundle, partial, records)
     return records
+
+
+def _verify(
+    bundle: Bundle,
+    partial: Mapping[str, Path],
+    records: Mapping[str, EngineRecord],
+    plugin: Path,
+    device: Device | None,
+    say: Say,
+) -> None:
+    """What disagrees with the recorded set is not registered; see ``engine_verify.verify``."""
+    new = {record.graph: (partial.get(name, bundle.path(name)), record) for name, record in records.items()}
+    try:
+        verify(bundle, new, bundle.manifest.engines, plugin, device, say)
+    except BackendError as error:
+        raise BackendError(f"{error}; nothing was registered") from None
 
 
 def require_memory(options: Options, device: Device | None, weights: int, say: Say) -> None:
@@ -127,11 +140,18 @@ def available_memory() -> int | None:
 
 
 def register(
-    bundle: Bundle, options: Options, paths: list[Path], plugin: Path, overwrite: bool, say: Say
+    bundle: Bundle,
+    options: Options,
+    paths: list[Path],
+    plugin: Path,
+    device: Device | None,
+    overwrite: bool,
+    say: Say,
 ) -> dict[str, EngineRecord]:
     """Takes plans that another program built into a bundle, and says what is known of them and what is not.
 
     Raises:
+        BackendError: one disagrees with what was recorded.
         BundleError: a file is no plan, or the bundle cannot be written.
         OptionError: a name that does not tell the graph.
     """
@@ -157,6 +177,7 @@ def register(
             else:
                 file = store.file_record(path)
             records[name] = record(bundle.manifest, options, graphs[path], file, versions[path], plugin_sha256)
+        _verify(bundle, partial, records, plugin, device, say)
         store.put_in_place(bundle, partial, records)
     for name, entry in records.items():
         say(
@@ -164,7 +185,6 @@ def register(
             f"taken on trust: SM {entry.compute_capability}, {entry.max_length} tokens, batch {entry.max_batch}, "
             + (f"built of {entry.graph} as it is now" + (f", with {plugin}" if entry.plugin_sha256 else ""))
         )
-    say(UNCHECKED)
     return records
 
 

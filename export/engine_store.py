@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from export.engine_target import TARGETS, Target
-from runtime.bundle import MANIFEST, Bundle, EngineRecord, FileRecord, Manifest, sha256_of, size_text
+from runtime.bundle import Bundle, EngineRecord, FileRecord, sha256_of, size_text
+from runtime.bundle_writer import rewrite_manifest
 from runtime.engines import FOLDER, why_stale
 from runtime.errors import BundleError
 
@@ -88,17 +89,11 @@ def put_in_place(bundle: Bundle, partial: Mapping[str, Path], records: Mapping[s
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
             file.replace(bundle.path(name))
-        path = bundle.path(MANIFEST)
-        # As it is now: another target may have been built meanwhile.
-        manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
-        engines = {**manifest.engines, **records}
-        written = replace(manifest, engines={name: engines[name] for name in sorted(engines)})
-        beside = bundle.folder / f".{MANIFEST}.partial-{os.getpid()}"
-        try:
-            beside.write_text(written.to_json(), encoding="utf-8")
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        # Of the manifest as it is now: another target may have been built meanwhile.
+        rewrite_manifest(
+            bundle.folder,
+            lambda manifest: replace(manifest, engines=dict(sorted({**manifest.engines, **records}.items()))),
+        )
     except OSError as error:
         raise BundleError(f"{bundle.folder} cannot be written: {error.strerror}") from None
 

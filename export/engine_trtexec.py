@@ -13,10 +13,10 @@ from pathlib import Path
 
 from export.engine_network import InputShapes
 from export.engine_plan import Options, Plan
-from plugins_trt.library import VARIABLE
 from runtime.bundle import DECODER_GRAPH, Bundle
 from runtime.engines import FOLDER, WEIGHTS
 from runtime.errors import BundleError, OptionError
+from runtime.plugin_library import VARIABLE
 
 
 def write_graphs(bundle: Bundle, plans: tuple[Plan, ...], folder: Path, overwrite: bool) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from export.engine_target import PORTABLE_TARGET
 from runtime.bundle import PRECISIONS
 from runtime.cli import need, run
 
@@ -17,6 +18,7 @@ and a manifest, from which "python -m runtime.chat" answers and TensorRT engines
 examples:
   python -m export.onnx --ckpt examples/shapes/checkpoint -o bundle/
   python -m export.onnx --ckpt OpenGVLab/Mono-InternVL-2B -o bundle-bf16/ --dtype bf16
+  python -m export.onnx --ckpt examples/shapes/checkpoint -o bundle-py310/ --target trt10.3
 
 The checkpoint is never loaded as a whole: tensors are streamed, and memory stays below 2 GB at any size.
 Nothing is kept of an export that was interrupted or failed."""
@@ -49,6 +51,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="N",
         help="tokens that a conversation may have, image and answers included (default 8192)",
     )
+    parser.add_argument(
+        "--target",
+        choices=(PORTABLE_TARGET,),
+        help="write graphs of older operators only, opset 20, which ONNX Runtime before 1.25 takes too (Python 3.10); "
+        "engines for TensorRT 10.3 need no such bundle: python -m export.engine makes these graphs of any",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there already")
     arguments = parser.parse_args(argv)
 
@@ -57,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from export.bundle import export_bundle
     from export.checkpoint import Checkpoint, locate
+    from export.portable_nodes import OPSET as PORTABLE_OPSET
+    from plugins_trt.function import OPSET
     from runtime.bundle import size_text
     from runtime.bundle_writer import BundleWriter
 
@@ -74,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         precision=arguments.dtype,
         max_length=arguments.max_length,
         overwrite=arguments.overwrite,
+        opset=OPSET if arguments.target is None else PORTABLE_OPSET,
         say=_say,
         make_bar=lambda size: tqdm(
             total=size,

@@ -47,7 +47,8 @@ def half_bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def test_same_checkpoint_gives_the_same_bytes(tiny_v1_bundle: Path, tmp_path: Path) -> None:
@@ -242,7 +243,7 @@ def test_killed_export_leaves_no_bundle(tmp_path: Path) -> None:
 
 def test_manifest_tells_the_files(tiny_v1_bundle: Path) -> None:
     manifest = json.loads((tiny_v1_bundle / MANIFEST).read_text())
-    on_disk = {file.name for file in tiny_v1_bundle.iterdir()} - {MANIFEST}
+    on_disk = set(hashes(tiny_v1_bundle)) - {MANIFEST}
     assert set(manifest["files"]) == on_disk
     config = json.loads((CHECKPOINT / "config.json").read_text())["llm_config"]
     for key in ("hidden_size", "num_hidden_layers", "num_key_value_heads", "vocab_size", "intermediate_size"):

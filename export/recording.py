@@ -1,0 +1,75 @@
+"""``python -m export.recording``: the recorded set of a bundle, made, and written for polygraphy and trtexec."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from runtime.cli import need, run
+
+_DESCRIPTION = """\
+Records what ONNX Runtime makes of a prompt with a picture, computed in float32 from the bundle's own weights, so
+that engines can be compared with it. The inputs and outputs go into the bundle's recording/, in polygraphy's
+format. "python -m export.onnx" ends with this; the command is for bundles without it, and for its files.
+
+examples:
+  python -m export.recording --bundle bundle/
+  python -m export.recording --bundle bundle/ -o recorded/                      # files, and the lines that use them
+  python -m export.recording --bundle bundle/ -o recorded/ --max-length 4096    # for an engine of 4096 tokens"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line, by default this process's, and records or writes files."""
+    parser = argparse.ArgumentParser(
+        prog="python -m export.recording",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--bundle", required=True, metavar="BUNDLE", help="the bundle to record")
+    add("--overwrite", action="store_true", help="record again what is there already")
+    add("-o", "--output", type=Path, metavar="FOLDER", help="write files for polygraphy and trtexec; print their lines")
+    add("--max-length", type=int, metavar="N", help="tokens that the caches in those files hold (default: an engine's)")
+    arguments = parser.parse_args(argv)
+
+    need("export", "onnx", "ml_dtypes", "tqdm")
+    need("cpu", "onnxruntime")
+    from tqdm import tqdm
+
+    from export import recording_files as files
+    from export import recording_format as form
+    from export import recording_make as make
+    from runtime.bundle import Bundle
+    from runtime.errors import OptionError
+
+    if arguments.max_length is not None and arguments.output is None:
+        raise OptionError("--max-length is for the files of -o: name a folder for them")
+    bundle = Bundle(arguments.bundle)
+    reason = form.why_missing(bundle)
+    if reason or arguments.overwrite:
+        with tqdm(
+            total=make.weights_size(bundle), unit="B", unit_scale=True, desc="recording", file=sys.stderr, disable=None
+        ) as bar:
+            recorded = make.record(bundle, bar.update)
+        make.put(bundle, recorded)
+        _say(f"{bundle.path(form.FOLDER)}: recorded" + (f", since {reason}" if reason else " again"))
+        bundle = Bundle(arguments.bundle)
+    elif arguments.output is None:
+        _say(f"{bundle.path(form.FOLDER)} is up to date; --overwrite records it again")
+    if arguments.output is not None:
+        recording = form.read(bundle)
+        length = files.choose_length(bundle, recording, arguments.max_length)
+        files.write(bundle, recording, length, arguments.output)
+        _say(f"{arguments.output}: the first recorded call of each graph, with caches of {length} tokens")
+        for line in files.commands(bundle, recording, length, arguments.output):
+            print(line)  # noqa: T201 - a command line speaks
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    run(main)
