@@ -25,8 +25,8 @@ from runtime.cli import need, run
 from runtime.errors import MonoedgeError
 
 if TYPE_CHECKING:
-    from export.bundle import MakeBar
     from export.tensors import Source
+    from runtime.bundle_writer import MakeBar
 
 _DESCRIPTION = """\
 Writes a checkpoint with the shape of Mono-InternVL-2B and random weights in bf16: config.json, sharded
@@ -37,7 +37,7 @@ examples:
   python benchmarks/make_checkpoint.py /tmp/checkpoint                       # 1.5, 6.8 GB, a minute or two
   python benchmarks/make_checkpoint.py /tmp/checkpoint-v1 --version 1.0
   python -m export.onnx --ckpt /tmp/checkpoint -o /tmp/bundle
-  python benchmarks/end_to_end.py --ckpt /tmp/checkpoint --bundle /tmp/bundle
+  python -m runtime.bench --bundle /tmp/bundle --compare "python benchmarks/eager.py --ckpt /tmp/checkpoint"
 
 Run it in a checkout that is installed with: pip install -e '.[export]'
 The same seed gives the same bytes. Nothing is kept of a run that was interrupted or failed."""

@@ -1,0 +1,224 @@
+"""What a benchmark's numbers depend on: the machine, its software, its memory, and what of the files is cached.
+
+Facts come from Linux's /proc and /sys; elsewhere they are missing rather than wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PACKAGES = (
+    "monoedge",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+    "torch",
+    "llama-cpp-python",
+    "numpy",
+)
+"""Those whose versions a benchmark names, where they are installed."""
+
+READ_BYTES = 512 << 20
+"""What one measurement of the read bandwidth goes through: more than any cache holds."""
+
+
+def machine_facts() -> dict[str, Any]:
+    """Processor, memory, GPU, power mode, system, and how busy the machine is."""
+    return {
+        "cpu": _cpu(),
+        "cores": cores(),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "gpu": _output("nvidia-smi", "--query-gpu=name,driver_version,power.limit", "--format=csv,noheader"),
+        "power_mode": power_mode(),
+        "system": platform.platform(),
+        "load_average_before": os.getloadavg()[0],
+    }
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu() -> str:
+    found = re.search(r"^model name\s*:\s*(.+)", _text("/proc/cpuinfo"), re.M)
+    # Arm systems name the board instead.
+    return found[1] if found else _text("/proc/device-tree/model").strip("\0\n") or platform.machine()
+
+
+def power_mode() -> str:
+    """A Jetson's power mode, otherwise the frequency governors of the cores, otherwise ``unknown``."""
+    found = re.search(r"Power Mode: *(\S+)", _output("nvpmodel", "-q"))
+    if found:
+        return found[1]
+    files = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor")
+    governors = sorted({_text(file).strip() for file in files})
+    return f"governor {', '.join(governors)}" if governors else "unknown"
+
+
+def software_facts() -> dict[str, str]:
+    """Versions of Python and of those of ``PACKAGES`` that are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _text(file: str | Path) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _output(*command: str) -> str:
+    """What a system's own tool prints, on one line; empty where there is none or it fails."""
+    if shutil.which(command[0]) is None:
+        return ""
+    try:
+        done = subprocess.run(  # noqa: S603 - fixed commands
+            command, capture_output=True, text=True, check=True, timeout=20, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return "; ".join(done.stdout.split("\n")).strip("; ")
+
+
+# ---- memory ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Memory:
+    """Memory of this process in bytes; None where the system does not tell.
+
+    Attributes:
+        peak: the most that was resident so far, mapped files included (VmHWM).
+        anonymous: resident memory that cannot be evicted (RssAnon).
+        mapped: resident pages of mapped files, which other processes share and the system may evict (RssFile).
+        taken: how much less memory the system has available than when the process began, all processes and what a
+            GPU shares of it included: the only measure of a Jetson's GPU memory, and only on a quiet machine.
+        gpu: memory of a GPU of its own that this process holds, as nvidia-smi says.
+    """
+
+    peak: int | None = None
+    anonymous: int | None = None
+    mapped: int | None = None
+    taken: int | None = None
+    gpu: int | None = None
+
+
+class MemoryWatch:
+    """Samples this process's memory at the ends of phases, and keeps the largest of each value."""
+
+    def __init__(self) -> None:
+        self._available = _kilobytes("/proc/meminfo", "MemAvailable")
+        self.most = Memory()
+
+    def sample(self) -> None:
+        """Looks at the memory now."""
+        available = _kilobytes("/proc/meminfo", "MemAvailable")
+        now = Memory(
+            peak=_kilobytes("/proc/self/status", "VmHWM"),
+            anonymous=_kilobytes("/proc/self/status", "RssAnon"),
+            mapped=_kilobytes("/proc/self/status", "RssFile"),
+            taken=None if available is None or self._available is None else self._available - available,
+        )
+        for name, value in vars(now).items():
+            before = getattr(self.most, name)
+            if value is not None and (before is None or value > before):
+                setattr(self.most, name, value)
+
+    def sample_gpu(self) -> None:
+        """Looks at the GPU's memory too, which starts a process."""
+        listed = _output("nvidia-smi", "--query-compute-apps=pid,used_gpu_memory", "--format=csv,noheader,nounits")
+        self.most.gpu = gpu_bytes(listed.split("; "), os.getpid())
+
+
+def gpu_bytes(lines: Iterable[str], process: int) -> int | None:
+    """Memory of a process in nvidia-smi's list of ``pid, MiB``, over all GPUs; None when it is not there."""
+    found = [re.fullmatch(r"(\d+), *(\d+)", line.strip()) for line in lines]
+    sizes = [int(match[2]) << 20 for match in found if match and int(match[1]) == process]
+    return sum(sizes) if sizes else None
+
+
+def _kilobytes(file: str, key: str) -> int | None:
+    found = re.search(rf"^{key}:\s+(\d+) kB", _text(file), re.M)
+    return int(found[1]) * 1024 if found else None
+
+
+# ---- page cache ------------------------------------------------------------------------------------------
+
+
+def drop_cached(folder: Path) -> None:
+    """Drops the files of a folder from the page cache, as far as nothing maps them."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())  # only what is on the disk can be dropped
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def cached_part(folder: Path) -> float | None:
+    """About how much of a folder's files is in the page cache, 0 … 1; None where the system does not tell."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return None
+    cached = total = 0.0
+    for file in folder.rglob("*"):
+        if not file.is_file() or not (size := file.stat().st_size):
+            continue
+        hits, samples = 0, min(64, -(-size // 4096))
+        with file.open("rb", buffering=0) as stream:
+            for index in range(samples):
+                try:
+                    # Reads what is cached, and fails where it would have to wait for the disk.
+                    os.preadv(stream.fileno(), [bytearray(1)], index * size // samples, os.RWF_NOWAIT)
+                    hits += 1
+                except OSError:  # not cached; or a file system that cannot tell, which counts as not cached
+                    continue
+        cached, total = cached + size * hits / samples, total + size
+    return cached / total if total else 0.0
+
+
+# ---- speed -----------------------------------------------------------------------------------------------
+
+
+def read_bandwidth() -> float:
+    """Bytes per second that all cores together read from memory, the best of several passes.
+
+    Each core ORs its part of an array; numpy does that in vector registers and without Python's lock. Nothing is
+    written, as decoding writes next to nothing.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    words = np.ones(min(READ_BYTES, memory // 16) // 8, np.int64)  # written, or all pages would be the one of zeros
+    parts = np.array_split(words, cores())
+    with ThreadPoolExecutor(len(parts)) as threads:
+        return words.nbytes / min(_seconds(lambda: list(threads.map(np.bitwise_or.reduce, parts))) for _ in range(15))
+
+
+def matmul_speed() -> float:
+    """float32 operations per second that numpy's matrix product reaches, the best of several: prompts are computed
+    at something like it."""
+    rows, matrix = np.ones((256, 4096), np.float32), np.ones((4096, 4096), np.float32)
+    return 2 * rows.size * len(matrix) / min(_seconds(lambda: rows @ matrix) for _ in range(9))
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started

@@ -1,0 +1,139 @@
+"""What the benchmark times is right, on a CPU: the contenders agree with each other, and our kernels, emulated, with
+them. Only the timing itself needs a GPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import fused_moe  # noqa: E402
+import fused_moe_cases as cases  # noqa: E402
+
+from runtime.errors import MonoedgeError  # noqa: E402
+from tests.plugins_trt.kernels import build_for_cpu  # noqa: E402
+
+HIDDEN, INTER = 64, 96
+
+
+def test_rows_are_whole_tiles_and_text_behind_them() -> None:
+    assert [cases.visual_rows(rows) for rows in fused_moe.ROWS] == [0, 0, 0, 256, 1024, 2816]
+    case = cases.make_case(320, HIDDEN, INTER, "cpu")
+    assert case.mask.tolist() == [True] * 256 + [False] * 64
+    assert cases.weight_bytes(case, "bf16") == 2 * 2 * 3 * HIDDEN * INTER
+    assert cases.weight_bytes(case, "w8a8") == (1 + 2) * 3 * HIDDEN * INTER
+    assert cases.weight_bytes(cases.make_case(8, HIDDEN, INTER, "cpu"), "bf16") == 2 * 3 * HIDDEN * INTER
+
+
+@pytest.mark.parametrize("rows", [1, 8, 320, 600])
+def test_contenders_agree_in_float32(rows: int) -> None:
+    case = cases.make_case(rows, HIDDEN, INTER, "cpu", torch.float32)
+    results = {name: call() for name, call in cases.torch_calls(case).items()}
+    torch.testing.assert_close(results["both"], results["gather"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(results["both"], cases.expected(case, "bf16"), rtol=1e-5, atol=1e-5)
+    # The dense network is the text expert, which both are without an image.
+    torch.testing.assert_close(results["dense"][~case.mask], results["both"][~case.mask], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 320])
+def test_contenders_pass_the_check_in_bfloat16(rows: int) -> None:
+    case = cases.make_case(rows, HIDDEN, INTER, "cpu")
+    for name, call in cases.torch_calls(case).items():
+        cases.check(case, "bf16", name, call())
+
+
+@pytest.mark.parametrize("text", cases.FORMATS)
+@pytest.mark.parametrize("rows", [1, 8, 300])
+def test_our_kernels_pass_the_check(rows: int, text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    kernels = build_for_cpu(tmp_path_factory.getbasetemp())
+    case = cases.make_case(rows, HIDDEN, INTER, "cpu")
+    call = cases.our_call(case, text, kernels)
+    cases.check(case, text, "FusedMoE", call())
+    cases.check(case, text, "FusedMoE", call())
+
+
+@pytest.mark.parametrize("text", cases.FORMATS)
+def test_the_check_finds_what_is_wrong(text: str) -> None:
+    case = cases.make_case(300, HIDDEN, INTER, "cpu")
+    right = cases.expected(case, text)
+    cases.check(case, text, "it", right)
+    other = cases.Case(case.rows, ~case.mask, case.weights, case.quantized)
+    spoiled = right.clone()
+    spoiled[299, 0] = torch.nan
+    for wrong in (cases.expected(other, text), right.roll(1, 0), 1.05 * right, spoiled):
+        with pytest.raises(MonoedgeError, match=f"it {text} with 300 rows is wrong: .* nothing is timed"):
+            cases.check(case, text, "it", wrong)
+
+
+def test_quantized_weights_are_near_their_originals() -> None:
+    case = cases.make_case(300, HIDDEN, INTER, "cpu", torch.float32)
+    exact = cases.expected(case, "bf16")[~case.mask]
+    for text, most in (("w8a16", 0.02), ("w8a8", 0.1)):
+        got = cases.expected(case, text)[~case.mask]
+        assert float((got - exact).square().mean().sqrt() / exact.square().mean().sqrt()) < most
+
+
+def test_times() -> None:
+    times = fused_moe.Times.of([float(value) for value in range(1, 12)])
+    assert (times.median, times.low, times.high) == (6, 2, 10)
+    assert str(times) == "6.0 (2.0 … 10.0)"
+
+
+def test_table() -> None:
+    def times(value: float) -> fused_moe.Times:
+        return fused_moe.Times(value, value - 1, value + 1)
+
+    result = {
+        "rows": 320,
+        "visual_rows": 256,
+        "torch": {"both": times(300), "gather": times(220), "dense": times(120)},
+        "ours": {"bf16": times(150), "w8a8": times(100)},
+        "weight_bytes": {"bf16": 200_000_000, "w8a8": 150_000_000},
+    }
+    header, rule, first, second = fused_moe.table([result], bandwidth=2e12).splitlines()
+    assert header.count("|") == rule.count("|") == first.count("|")
+    assert first == (
+        "| bf16 | 320 | 256 | 150.0 (149.0 … 151.0) | 300.0 (299.0 … 301.0) | 220.0 (219.0 … 221.0) "
+        "| 120.0 (119.0 … 121.0) | 2.00× | 0.80× | 67 % |"
+    )
+    assert second.endswith("| 3.00× | 1.20× | 75 % |")
+    assert json.loads(json.dumps(result, default=vars))["ours"]["bf16"]["median"] == 150
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--rows", "0"], "error: expected --rows of at least 1"),
+        (["--repeats", "1"], "error: expected --rows of at least 1 and --repeats of at least 2"),
+        (["--formats", "fp8"], "invalid choice: 'fp8'"),
+        ([], "error: there is no CUDA GPU that PyTorch could use"),
+    ],
+)
+def test_told_in_one_line(arguments: list[str], told: str) -> None:
+    if not arguments and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    command = [sys.executable, str(ROOT / "benchmarks/fused_moe.py"), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert told in result.stderr.splitlines()[-1]
+    assert result.stdout == ""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_it_measures(tmp_path: Path) -> None:
+    raw = tmp_path / "raw.json"
+    command = [sys.executable, str(ROOT / "benchmarks/fused_moe.py"), "--rows", "1", "320", "--repeats", "3"]
+    result = subprocess.run([*command, "--json", raw], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    measured = json.loads(raw.read_text())
+    assert [case["rows"] for case in measured["cases"]] == [1, 320]
+    assert all(set(case["ours"]) == set(cases.FORMATS) for case in measured["cases"])
+    assert measured["copy_bytes_per_second"] > 1e9
