@@ -20,7 +20,7 @@ $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 # torch first and alone: what depends on it must not choose another build.
 	$(BIN)/pip install --disable-pip-version-check --no-input $(TORCH)
-	$(BIN)/pip install --disable-pip-version-check --no-input --editable '.[cpu,export,rtx,dev]'
+	$(BIN)/pip install --disable-pip-version-check --no-input --editable '.[cpu,export,calibration,rtx,dev]'
 	touch $@
 
 $(DEMO_BUNDLE)/manifest.json: $(VENV)/ready $(wildcard export/*.py plugins_trt/*.py) examples/shapes/checkpoint/model.safetensors
