@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build/test-plugin"
 ARCHITECTURE = "89-real"
 """One is enough where no kernel runs."""
+
+# A shell's background jobs ignore interrupts, and so would the processes that tests interrupt: they inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _export(checkpoint: Path, target: Path, dtype: str = "fp32", *options: str) -> Path:
