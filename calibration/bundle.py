@@ -8,25 +8,26 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import onnx
 
 from calibration.errors import CalibrationError
+from calibration.parts import Part, parts, size, write
 from calibration.plan import QuantizationPlan
-from calibration.rewrite import Rewritten, rewrite
+from calibration.rewrite import rewrite
 from calibration.weights import DecoderWeights
-from plugins_trt.schema import DOMAIN, VERSION
+from plugins_trt.schema import DOMAIN, VERSION, W8A8
 from runtime.bundle import (
     CPU,
     DECODER_GRAPH,
     DECODER_WEIGHTS,
     MODES,
     QDQ,
+    W4A16,
     Bundle,
     Manifest,
     Quantization,
 )
-from runtime.bundle_writer import ALIGNMENT, Bar, BundleWriter, MakeBar
+from runtime.bundle_writer import BundleWriter, MakeBar
 
 
 def write_quantized(
@@ -48,7 +49,7 @@ def write_quantized(
         target: the folder to make.
         plan: what to quantize, and with which scales.
         form: ``qdq``, for TensorRT and as the reference; or ``cpu``, for ONNX Runtime on a CPU, which takes an fp32
-            source and a plan of mode w8a16.
+            source and a plan of mode w8a16 or w4a16.
         record: further files of the bundle by name, as the calibration's record.
         overwrite: replace a bundle that is there already.
         make_bar: a progress bar over a number of bytes.
@@ -59,21 +60,20 @@ def write_quantized(
     """
     check_source(source.manifest, plan.mode, form)
     weights = DecoderWeights(source, plan.smoothing)
-    rewritten = rewrite(weights, plan, form)
+    decoder = parts(rewrite(weights, plan, form), form, source.manifest.model)
     with BundleWriter(target, overwrite) as writer:
-        size = sum(content.size for content in rewritten.contents.values())
-        # The graph, and zeros between weights, are a few megabytes.
-        writer.require_space(size + (16 << 20))
-        with nullcontext(_NoBar()) if make_bar is None else make_bar(size) as bar:
-            _write_weights(writer, rewritten, bar)
-        writer.write(DECODER_GRAPH, rewritten.model.SerializeToString(deterministic=True))
+        # Graphs, and zeros between weights, are a few megabytes.
+        writer.require_space(size(decoder) + (16 << 20))
+        with nullcontext(_NoBar()) if make_bar is None else make_bar(size(decoder)) as bar:
+            write(decoder, writer, bar)
         for name in source.manifest.files:
             if name not in (DECODER_GRAPH, DECODER_WEIGHTS):
                 writer.link(name, source)
         for name, data in (record or {}).items():
             writer.write(name, data)
-        _check_graph(writer.folder / DECODER_GRAPH)
-        return writer.commit(_manifest(source.manifest, plan, form, rewritten.model))
+        for part in decoder:
+            _check_graph(writer.folder / part.graph)
+        return writer.commit(_manifest(source.manifest, plan, form, decoder))
 
 
 def check_source(manifest: Manifest, mode: str, form: str) -> None:
@@ -86,15 +86,18 @@ def check_source(manifest: Manifest, mode: str, form: str) -> None:
         raise CalibrationError(
             f"the bundle is quantized already ({manifest.quantization.mode}): choose the bundle that it was made from"
         )
-    if mode not in MODES:
-        raise CalibrationError(f"mode {mode!r} is not known, expected one of: {', '.join(MODES)}")
     if form not in (QDQ, CPU):
         raise CalibrationError(f"form {form!r} is not known, expected one of: {QDQ}, {CPU}")
+    known = (*MODES, W4A16) if form == CPU else MODES
+    if mode not in known:
+        raise CalibrationError(f"mode {mode!r} is not known, expected one of: {', '.join(known)}")
+    if manifest.by_expert:
+        raise CalibrationError("the bundle is made for a CPU already: export one with no --target cpu")
     if form == CPU and manifest.precision != "fp32":
         raise CalibrationError(
             f"the bundle is {manifest.precision}, and a CPU computes in fp32 beside INT8: export it with --dtype fp32"
         )
-    if form == CPU and mode != "w8a16":
+    if form == CPU and mode == W8A8:
         raise CalibrationError(
             f"ONNX Runtime's CPU kernels scale activations themselves, so {mode} is not for them: choose w8a16"
         )
@@ -103,23 +106,6 @@ def check_source(manifest: Manifest, mode: str, form: str) -> None:
 class _NoBar:
     def update(self, n: int) -> None:
         """Nothing is shown."""
-
-
-def _write_weights(writer: BundleWriter, rewritten: Rewritten, bar: Bar) -> None:
-    file = writer.open(DECODER_WEIGHTS)
-    try:
-        for name, content in rewritten.contents.items():
-            file.pad_to(ALIGNMENT)
-            start = file.size
-            for block in content.blocks():
-                data = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
-                file.write(data.data)
-                bar.update(data.nbytes)
-            if file.size - start != content.size:
-                raise AssertionError(f"{name} should have {content.size} bytes, got {file.size - start}")
-    finally:
-        file.close()
-    writer.add(DECODER_WEIGHTS, file)
 
 
 def _check_graph(path: Path) -> None:
@@ -134,19 +120,24 @@ def _check_graph(path: Path) -> None:
         ) from None
 
 
-def _manifest(source: Manifest, plan: QuantizationPlan, form: str, model: onnx.ModelProto) -> Manifest:
-    names = [matrix.name for matrix in plan.matrices]
-    experts = tuple(e for e in ("text", "visual") if any(f".feed_forward.{e}_" in name for name in names))
+def _manifest(source: Manifest, plan: QuantizationPlan, form: str, decoder: list[Part]) -> Manifest:
+    ours = {node.op_type for part in decoder for node in part.model.graph.node if node.domain == DOMAIN}
     return replace(
         source,
-        operators=dict.fromkeys(sorted({node.op_type for node in model.graph.node if node.domain == DOMAIN}), VERSION),
+        operators=dict.fromkeys(sorted(ours), VERSION),
         created_by={**source.created_by, "quantized_by": f"monoedge {version('monoedge')}"},
         engines={},
-        quantization=Quantization(
-            mode=plan.mode,
-            form=form,
-            experts=experts,
-            attention=any(".attention." in name for name in names),
-            lm_head="lm_head.weight" in names,
-        ),
+        quantization=quantization(plan, form),
+    )
+
+
+def quantization(plan: QuantizationPlan, form: str) -> Quantization:
+    """What the manifest of a bundle says of a plan that it follows."""
+    names = [matrix.name for matrix in plan.matrices]
+    return Quantization(
+        mode=plan.mode,
+        form=form,
+        experts=tuple(e for e in ("text", "visual") if any(f".feed_forward.{e}_" in name for name in names)),
+        attention=any(".attention." in name for name in names),
+        lm_head="lm_head.weight" in names,
     )

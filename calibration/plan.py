@@ -16,18 +16,21 @@ Vector = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class MatrixPlan:
-    """How one matrix of the decoder is stored in INT8.
+    """How one matrix of the decoder is stored in integers.
 
     Attributes:
         name: its initializer in ``decoder.onnx``, as ``layers.0.feed_forward.text_gate_up``.
         scale: float32 [out], positive: row i is stored as INT8 numbers times ``scale[i]``. It is that of the matrix
-            after smoothing.
+            after smoothing. None, in form ``cpu`` alone: each block of a row has a scale of its own, as
+            ``calibration.quantize`` chooses it.
         input_scale: the activations in front of the matrix are INT8 numbers times this (w8a8); None for w8a16.
+        bits: 8; or 4, in form ``cpu`` and without ``scale``.
     """
 
     name: str
-    scale: Vector
+    scale: Vector | None
     input_scale: float | None = None
+    bits: int = 8
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class QuantizationPlan:
     Matrices that are not named stay as they are. An expert's gate_up and down are named together, or neither.
 
     Attributes:
-        mode: one of ``runtime.bundle.MODES``; with ``w8a8`` every matrix has an ``input_scale``, with ``w8a16`` none.
+        mode: one of ``runtime.bundle.MODES``; with ``w8a8`` every matrix has an ``input_scale``, otherwise none.
         matrices: in any order.
         smoothing: at most one a layer.
     """

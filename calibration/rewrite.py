@@ -8,7 +8,7 @@ front, or becomes ``MatMulNBits``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +19,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calibration import quantize
 from calibration.errors import CalibrationError
-from calibration.plan import MatrixPlan, QuantizationPlan
-from calibration.weights import DecoderWeights
+from calibration.plan import MatrixPlan, QuantizationPlan, Vector
+from calibration.weights import Weights
 from plugins_trt import function
 from plugins_trt.schema import ALL_OPERATORS, DOMAIN, EXPERTS, FLOAT, MATRICES, NBITS, W8A8, W8A16, Operator
 from runtime.bundle import CPU, DECODER_WEIGHTS
 from runtime.bundle_writer import ALIGNMENT
-
-BITS = 8
 
 
 @dataclass(frozen=True)
@@ -51,18 +49,18 @@ class Rewritten:
     contents: dict[str, Content]
 
 
-def rewrite(weights: DecoderWeights, plan: QuantizationPlan, form: str) -> Rewritten:
+def rewrite(weights: Weights, plan: QuantizationPlan, form: str) -> Rewritten:
     """The quantized decoder.
 
     Args:
         weights: of the decoder that is not quantized, smoothed as the plan says.
-        plan: what to quantize.
+        plan: what to quantize; in form ``cpu`` that may be nothing.
         form: ``qdq`` or ``cpu``; the latter takes no ``input_scale``.
 
     Raises:
         CalibrationError: a plan that does not fit the decoder.
     """
-    plans = _checked(weights, plan)
+    plans = _checked(weights, plan, form)
     model = onnx.ModelProto()
     model.CopyFrom(weights.model)
     graph = model.graph
@@ -81,7 +79,8 @@ def rewrite(weights: DecoderWeights, plan: QuantizationPlan, form: str) -> Rewri
     graph.value_info.extend(noted)
     if form == CPU:
         model.opset_import.append(helper.make_opsetid(function.CPU_DOMAIN, 1))
-        _keep_from_prepacking(graph)
+        if plans:
+            _keep_from_prepacking(graph)
     return Rewritten(model, contents)
 
 
@@ -95,8 +94,8 @@ def input_scale_name(matrix: str) -> str:
     return f"{matrix}_input_scale"
 
 
-def _checked(weights: DecoderWeights, plan: QuantizationPlan) -> dict[str, MatrixPlan]:
-    if not plan.matrices:
+def _checked(weights: Weights, plan: QuantizationPlan, form: str) -> dict[str, MatrixPlan]:
+    if not plan.matrices and form != CPU:
         raise CalibrationError("nothing is to be quantized")
     plans = {matrix.name: matrix for matrix in plan.matrices}
     if len(plans) != len(plan.matrices):
@@ -106,7 +105,12 @@ def _checked(weights: DecoderWeights, plan: QuantizationPlan) -> dict[str, Matri
         shape = weights.shape(matrix.name)
         if matrix.name not in consumed:
             raise CalibrationError(f"{matrix.name} is no matrix that can be quantized")
-        if matrix.scale.shape != shape[:1] or not (np.isfinite(matrix.scale) & (matrix.scale > 0)).all():
+        if matrix.scale is None:
+            if form != CPU:
+                raise CalibrationError(f"{matrix.name}: in form {form} a matrix needs scales, one a row")
+        elif matrix.bits != 8:
+            raise CalibrationError(f"{matrix.name}: {matrix.bits} bits have a scale a block, not a row")
+        elif matrix.scale.shape != shape[:1] or not (np.isfinite(matrix.scale) & (matrix.scale > 0)).all():
             raise CalibrationError(
                 f"{matrix.name}: scale should be {shape[0]} positive numbers, got {matrix.scale.shape} from "
                 f"{matrix.scale.min()}"
@@ -135,7 +139,7 @@ def _operator(node: onnx.NodeProto) -> Operator:
 
 
 def _rewrite_node(
-    node: onnx.NodeProto, plans: dict[str, MatrixPlan], weights: DecoderWeights, form: str
+    node: onnx.NodeProto, plans: dict[str, MatrixPlan], weights: Weights, form: str
 ) -> Iterator[onnx.NodeProto]:
     planned = {name: plans[given] for name, given in _matrices(node).items() if given in plans}
     if not planned:
@@ -148,9 +152,7 @@ def _rewrite_node(
         yield from _dequantized(node, planned[""], weights)
 
 
-def _expert_node(
-    node: onnx.NodeProto, planned: dict[str, MatrixPlan], weights: DecoderWeights, form: str
-) -> onnx.NodeProto:
+def _expert_node(node: onnx.NodeProto, planned: dict[str, MatrixPlan], weights: Weights, form: str) -> onnx.NodeProto:
     operator = _operator(node)
     matrices = MATRICES[operator.family]
     kind = NBITS if form == CPU else W8A8 if any(plan.input_scale is not None for plan in planned.values()) else W8A16
@@ -180,17 +182,21 @@ def _expert_node(
         shapes = {matrix: weights.shape(given[f"text_{matrix}"]) for matrix in matrices}
         sizes = {f"{name}_rows": shape[0] for name, shape in shapes.items()}
         sizes |= {f"{name}_columns": shape[1] for name, shape in shapes.items()}
-        sizes |= {"bits": BITS, "block_size": _block_size(node, weights)}
+        bits = {plan.bits for plan in planned.values()}
+        if len(bits) > 1:
+            raise CalibrationError(f"{node.name}: all its matrices have the same number of bits, got {sorted(bits)}")
+        sizes |= {"bits": bits.pop(), "block_size": _block_size(node, planned, weights)}
         result.attribute.extend(helper.make_attribute(name, sizes[name]) for name in quantized.size_attributes)
     return result
 
 
-def _block_size(node: onnx.NodeProto, weights: DecoderWeights) -> int:
+def _block_size(node: onnx.NodeProto, planned: dict[str, MatrixPlan], weights: Weights) -> int:
     """One for all matrices of a node, since it is an attribute: that of the narrowest."""
-    return quantize.block_size(min(weights.shape(name)[1] for name in _matrices(node).values()))
+    narrowest = min(weights.shape(name)[1] for name in _matrices(node).values())
+    return quantize.block_size(narrowest, min(plan.bits for plan in planned.values()))
 
 
-def _nbits_node(node: onnx.NodeProto, plan: MatrixPlan, weights: DecoderWeights) -> onnx.NodeProto:
+def _nbits_node(node: onnx.NodeProto, plan: MatrixPlan, weights: Weights) -> onnx.NodeProto:
     rows, columns = weights.shape(plan.name)
     return helper.make_node(
         "MatMulNBits",
@@ -200,13 +206,13 @@ def _nbits_node(node: onnx.NodeProto, plan: MatrixPlan, weights: DecoderWeights)
         domain=function.CPU_DOMAIN,
         K=columns,
         N=rows,
-        bits=BITS,
-        block_size=_block_size(node, weights),
+        bits=plan.bits,
+        block_size=_block_size(node, {"": plan}, weights),
         accuracy_level=function.ACCURACY_LEVEL,
     )
 
 
-def _dequantized(node: onnx.NodeProto, plan: MatrixPlan, weights: DecoderWeights) -> Iterator[onnx.NodeProto]:
+def _dequantized(node: onnx.NodeProto, plan: MatrixPlan, weights: Weights) -> Iterator[onnx.NodeProto]:
     """A Gemm over the values that INT8 stands for.
 
     w8a16: they are rounded to the graph's type, in which the Gemm stays. w8a8: the Gemm is in float32, as which a
@@ -257,7 +263,7 @@ _ZERO = "int8_zero"
 
 
 def _replace_initializers(
-    graph: onnx.GraphProto, plans: dict[str, MatrixPlan], weights: DecoderWeights, form: str
+    graph: onnx.GraphProto, plans: dict[str, MatrixPlan], weights: Weights, form: str
 ) -> dict[str, Content]:
     nbits_blocks = {
         name: _attribute(node, "block_size")
@@ -270,71 +276,104 @@ def _replace_initializers(
     for tensor in graph.initializer:
         name = tensor.name
         if name in plans:
-            if form == CPU:
-                contents |= _packed(plans[name], weights, nbits_blocks[name])
+            plan = plans[name]
+            if form == CPU or plan.scale is None:
+                contents |= _packed(plan, weights, nbits_blocks[name])
             else:
-                contents |= _int8(plans[name], weights)
-            if plans[name].input_scale is not None:
-                small.append(
-                    numpy_helper.from_array(np.array(plans[name].input_scale, np.float32), input_scale_name(name))
-                )
+                contents |= _int8(plan, plan.scale, weights)
+            if plan.input_scale is not None:
+                small.append(numpy_helper.from_array(np.array(plan.input_scale, np.float32), input_scale_name(name)))
         elif tensor.external_data:
             contents[name] = _floats(name, weights)
         else:
             small.append(tensor)
     if any(_ZERO in node.input for node in graph.node):
         small.append(numpy_helper.from_array(np.array(0, np.int8), _ZERO))
+    tensors = place(contents, DECODER_WEIGHTS) + small
+    del graph.initializer[:]
+    graph.initializer.extend(tensors)
+    return contents
+
+
+def place(contents: Mapping[str, Content], file: str) -> list[TensorProto]:
+    """Initializers that lie one behind the other in a file of external data, each from a page of memory on."""
     offset, tensors = 0, []
     for name, content in contents.items():
         tensor = TensorProto(name=name, dims=content.shape, data_type=helper.np_dtype_to_tensor_dtype(content.dtype))
-        entries = {"location": DECODER_WEIGHTS, "offset": offset, "length": content.size}
+        entries = {"location": file, "offset": offset, "length": content.size}
         tensor.data_location = TensorProto.EXTERNAL
         tensor.external_data.extend(onnx.StringStringEntryProto(key=k, value=str(v)) for k, v in entries.items())
         tensors.append(tensor)
         offset = -(-(offset + content.size) // ALIGNMENT) * ALIGNMENT
-    tensors += small
-    del graph.initializer[:]
-    graph.initializer.extend(tensors)
-    return contents
+    return tensors
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> int:
     return next(int(item.i) for item in node.attribute if item.name == name)
 
 
-def _int8(plan: MatrixPlan, weights: DecoderWeights) -> dict[str, Content]:
+def _int8(plan: MatrixPlan, scale: Vector, weights: Weights) -> dict[str, Content]:
     shape = weights.shape(plan.name)
     return {
-        plan.name: Content(np.dtype(np.int8), shape, lambda: _quantized(plan, weights)),
-        scale_name(plan.name): Content(np.dtype("<f4"), shape[:1], lambda: [plan.scale.astype("<f4")]),
+        plan.name: Content(np.dtype(np.int8), shape, lambda: _quantized(plan, scale, weights)),
+        scale_name(plan.name): Content(np.dtype("<f4"), shape[:1], lambda: [scale.astype("<f4")]),
     }
 
 
-def _packed(plan: MatrixPlan, weights: DecoderWeights, size: int) -> dict[str, Content]:
+def _packed(plan: MatrixPlan, weights: Weights, size: int) -> dict[str, Content]:
     rows, columns = weights.shape(plan.name)
     count = quantize.blocks(columns, size)
+    packed: Callable[[], Iterable[npt.NDArray[Any]]]
+    scales: Callable[[], Iterable[npt.NDArray[Any]]]
+    if plan.scale is None:
+        own = _OwnScales(plan, weights, size)
+        packed, scales = own.packed, own.scales
+    else:
+        scale = plan.scale
+        packed = lambda: (quantize.pack(block, size) for block in _quantized(plan, scale, weights))  # noqa: E731
+        scales = lambda: [quantize.block_scales(scale, columns, size)]  # noqa: E731
     return {
-        plan.name: Content(
-            np.dtype(np.uint8),
-            (rows, count, size),
-            lambda: (quantize.pack(block, size) for block in _quantized(plan, weights)),
-        ),
-        scale_name(plan.name): Content(
-            np.dtype("<f4"), (rows, count), lambda: [quantize.block_scales(plan.scale, columns, size)]
-        ),
+        plan.name: Content(np.dtype(np.uint8), (rows, count, size * plan.bits // 8), packed),
+        scale_name(plan.name): Content(np.dtype("<f4"), (rows, count), scales),
     }
 
 
-def _quantized(plan: MatrixPlan, weights: DecoderWeights) -> Iterator[npt.NDArray[np.int8]]:
+class _OwnScales:
+    """A matrix whose blocks have scales of their own: both come of one reading, in this order."""
+
+    def __init__(self, plan: MatrixPlan, weights: Weights, size: int) -> None:
+        self._plan, self._weights, self._size = plan, weights, size
+        self._scales: list[quantize.Floats] = []
+
+    def packed(self) -> Iterator[npt.NDArray[np.uint8]]:
+        self._scales = []
+        for block in _finite(self._plan, self._weights):
+            packed, scales = quantize.in_blocks(block, self._size, self._plan.bits)
+            self._scales.append(scales)
+            yield packed
+
+    def scales(self) -> Iterator[npt.NDArray[Any]]:
+        if not self._scales:
+            for _ in self.packed():
+                pass
+        return iter(self._scales)
+
+
+def _quantized(plan: MatrixPlan, scale: Vector, weights: Weights) -> Iterator[npt.NDArray[np.int8]]:
     start = 0
-    for block in weights.blocks(plan.name):
-        if not np.isfinite(block).all():
-            raise CalibrationError(f"{plan.name} holds numbers that are not finite: INT8 has none")
-        yield quantize.quantize(block, plan.scale[start : start + len(block)])
+    for block in _finite(plan, weights):
+        yield quantize.quantize(block, scale[start : start + len(block)])
         start += len(block)
 
 
-def _floats(name: str, weights: DecoderWeights) -> Content:
+def _finite(plan: MatrixPlan, weights: Weights) -> Iterator[quantize.Floats]:
+    for block in weights.blocks(plan.name):
+        if not np.isfinite(block).all():
+            raise CalibrationError(f"{plan.name} holds numbers that are not finite: INT8 has none")
+        yield block
+
+
+def _floats(name: str, weights: Weights) -> Content:
     """A tensor that stays in its number format: as it is, or smoothed and rounded again."""
     dtype = weights.dtype(name)
 

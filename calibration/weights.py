@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,29 @@ from runtime.bundle import DECODER_GRAPH, Bundle
 
 BLOCK_BYTES = 32 << 20
 """How much of a tensor is in memory at a time, counted in float32."""
+
+
+class Weights(Protocol):
+    """Where the matrices of a decoder come from: a bundle, or a checkpoint."""
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The decoder, not quantized, its initializers without data."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of an initializer."""
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """The number format that an initializer has in ``model``."""
+
+    def is_smoothed(self, name: str) -> bool:
+        """Whether values are read otherwise than they are stored."""
+
+    def stored(self, name: str) -> Iterator[npt.NDArray[Any]]:
+        """An initializer in consecutive blocks of rows, in its own number format, never smoothed."""
+
+    def blocks(self, name: str) -> Iterator[npt.NDArray[np.float32]]:
+        """The same in float32, smoothed."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import onnx
 
-from export.check import check_bundle
+from calibration import parts
+from export.check import check_bundle, check_cpu_bundle
 from export.checkpoint import Checkpoint
 from export.config import CheckpointError, ModelConfig
+from export.cpu import cpu_decoder
 from export.graphs import Graph, trace_decoder, trace_vision
 from export.portable import portable
 from export.weights import embeddings_size, write_embeddings, write_weights
@@ -54,6 +56,7 @@ def export_bundle(
     say: Say,
     make_bar: MakeBar,
     opset: int = function.OPSET,
+    cpu_weights: str | None = None,
 ) -> Manifest:
     """Writes a bundle.
 
@@ -67,6 +70,8 @@ def export_bundle(
         say: told each step as one line.
         make_bar: a progress bar over a number of bytes.
         opset: of the graphs, as they are traced or that of ``export.portable``.
+        cpu_weights: one of ``export.cpu_target.CPU_WEIGHTS``, for a decoder in form ``cpu``, beside which
+            ``precision`` is fp32. None for one that any runtime takes.
 
     Raises:
         CheckpointError: a value cannot be exported, or ``max_length`` is beyond the model's positions.
@@ -82,13 +87,20 @@ def export_bundle(
         }
         if opset < function.OPSET:
             graphs = {file: replace(graph, model=portable(graph.model)) for file, graph in graphs.items()}
+        facts = _model_facts(config, length)
+        decoder = None
+        if cpu_weights is not None:
+            decoder = cpu_decoder(graphs.pop(DECODER_GRAPH), checkpoint, facts, cpu_weights)
         size = sum(graph.weights_size for graph in graphs.values()) + embeddings_size(config, precision)
+        size += 0 if decoder is None else parts.size(decoder.parts)
         # Graphs, tokenizer and templates are a few megabytes.
         writer.require_space(size + (16 << 20))
-        say(f"writing {size_text(size)} of weights as {precision}")
+        say(f"writing {size_text(size)} of weights as {cpu_weights or precision}")
         with make_bar(size) as bar:
             for graph in graphs.values():
                 write_weights(writer, graph, checkpoint, precision, length, bar.update)
+            if decoder is not None:
+                parts.write(decoder.parts, writer, bar)
             write_embeddings(writer, checkpoint, precision, bar.update)
         for file, graph in graphs.items():
             writer.write(file, graph.model.SerializeToString(deterministic=True))
@@ -98,12 +110,17 @@ def export_bundle(
         manifest = Manifest(
             name=name,
             precision=precision,
-            model=_model_facts(config, length),
+            model=facts,
             image=image_processor(config),
             operators=_operators(graphs),
             created_by={package: version(package) for package in ("monoedge", "torch", "onnx")},
             opset=opset,
+            quantization=None if decoder is None else decoder.quantization,
         )
+        if decoder is not None:
+            for line in check_cpu_bundle(writer.draft(manifest), checkpoint):
+                say(line)
+            return writer.commit(manifest)
         for line in check_bundle(writer.folder, checkpoint, precision, length):
             say(line)
         _record(writer, manifest, say, make_bar)

@@ -23,7 +23,7 @@ from export.engine_parser import check_graph, load_parser
 from export.engine_target import Target
 from export.portable import portable
 from plugins_trt.schema import DOMAIN, PLUGIN_OPERATORS, VERSION
-from runtime.bundle import CPU, DECODER_GRAPH, VISION_GRAPH, Bundle, EngineRecord, FileRecord, Manifest
+from runtime.bundle import DECODER_GRAPH, VISION_GRAPH, Bundle, EngineRecord, FileRecord, Manifest
 from runtime.engines import WEIGHTS, plan_name
 from runtime.errors import BundleError, OptionError
 
@@ -76,12 +76,10 @@ def check_bundle(manifest: Manifest) -> None:
     """Whether plans can be built of a bundle at all.
 
     Raises:
-        BundleError: of another operator version, in fp32, or quantized for a CPU.
+        BundleError: of another operator version, in fp32, or made for a CPU.
     """
-    if manifest.quantization is not None and manifest.quantization.form == CPU:
-        raise BundleError(
-            "the bundle is quantized for ONNX Runtime on a CPU: quantize a bf16 bundle for TensorRT, in form qdq"
-        )
+    if manifest.by_expert:
+        raise BundleError("the bundle is made for ONNX Runtime on a CPU: for TensorRT export one with --dtype bf16")
     ours = {operator.name for operator in PLUGIN_OPERATORS}
     for name, version in manifest.operators.items():
         if name not in ours or version != VERSION:

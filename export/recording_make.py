@@ -51,9 +51,11 @@ def record(bundle: Bundle, progress: Callable[[int], object]) -> dict[str, bytes
         progress: called with the bytes of weights that were just worked through.
 
     Raises:
-        BundleError: its tokenizer or template cannot be read.
+        BundleError: its tokenizer or template cannot be read, or it is made for a CPU.
         BackendError: ONNX Runtime cannot run a graph.
     """
+    if bundle.manifest.by_expert:
+        raise BundleError(f"{bundle.folder} is made for ONNX Runtime on a CPU: no engine is built of it to compare")
     recording, runner = _record(bundle, progress), f"onnxruntime {ort.__version__}, float32"
     return form.to_files(recording, form.made_of(bundle.manifest), runner)
 

@@ -12,7 +12,7 @@ from export.checkpoint import Checkpoint
 from export.config import ModelConfig
 from export.graphs import DTYPES, Graph
 from export.modeling import RotaryTable
-from export.tensors import Parameter, decoder_parameters, vision_parameters
+from export.tensors import decoder_parameters, vision_parameters
 from runtime.bundle import EMBEDDINGS
 from runtime.bundle_writer import ALIGNMENT, BundleWriter
 
@@ -38,17 +38,14 @@ def write_weights(
     Raises:
         CheckpointError: a tensor holds values that cannot be exported.
     """
-    config = checkpoint.config
-    parameters = {item.name: item for item in vision_parameters(config) + decoder_parameters(config)}
-    rope = RotaryTable(config, max_length)
-    tables = {"rope.cos": rope.cos, "rope.sin": rope.sin}
+    blocks = blocks_by_name(checkpoint, max_length, DTYPES[precision])
     file = writer.open(graph.weights_file)
     try:
         for slot in graph.slots:
             file.pad_to(ALIGNMENT)
             if file.size != slot.offset:
                 raise AssertionError(f"{slot.name} should start at {slot.offset}, the file is at {file.size}")
-            for block in _blocks(slot.name, parameters, tables, checkpoint, DTYPES[precision]):
+            for block in blocks(slot.name):
                 data = as_bytes(block)
                 file.write(data)
                 progress(data.nbytes)
@@ -76,13 +73,18 @@ def as_bytes(tensor: torch.Tensor) -> memoryview:
     return array.data
 
 
-def _blocks(
-    name: str,
-    parameters: dict[str, Parameter],
-    tables: dict[str, torch.Tensor],
-    checkpoint: Checkpoint,
-    dtype: torch.dtype,
-) -> Iterable[torch.Tensor]:
-    if name in tables:
-        return [tables[name].to(dtype)]
-    return checkpoint.blocks(parameters[name], dtype)
+def blocks_by_name(
+    checkpoint: Checkpoint, max_length: int, dtype: torch.dtype
+) -> Callable[[str], Iterable[torch.Tensor]]:
+    """What gives the values of a graph's initializer in consecutive blocks of rows."""
+    config = checkpoint.config
+    parameters = {item.name: item for item in vision_parameters(config) + decoder_parameters(config)}
+    rope = RotaryTable(config, max_length)
+    tables = {"rope.cos": rope.cos, "rope.sin": rope.sin}
+
+    def blocks(name: str) -> Iterable[torch.Tensor]:
+        if name in tables:
+            return [tables[name].to(dtype)]
+        return checkpoint.blocks(parameters[name], dtype)
+
+    return blocks

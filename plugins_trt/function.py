@@ -68,6 +68,23 @@ _SCATTER = """
     output = Reshape <allowzero = 1> (output_rows, output_shape)
 """
 
+# Where all rows belong to one expert. Gemm takes two dimensions; MatMulNBits takes them all.
+_BY_ROWS = (
+    """
+    minus_one = Constant <value_ints = [-1]> ()
+    width = Shape <start = -1> (hidden_states)
+    rows_shape = Concat <axis = 0> (minus_one, width)
+    {e}_rows = Reshape (hidden_states, rows_shape)
+""",
+    """
+    leading = Shape <end = -1> (hidden_states)
+    output_width = Shape <start = -1> ({y})
+    output_shape = Concat <axis = 0> (leading, output_width)
+    output = Reshape <allowzero = 1> ({y}, output_shape)
+""",
+)
+_WHOLE = ("{e}_rows = Identity (hidden_states)", "output = Identity ({y})")
+
 _SWIGLU = """
     {e}_gate, {e}_up = Split <axis = -1, num_outputs = 2> ({e}_projected)
     {e}_sigmoid = Sigmoid ({e}_gate)
@@ -137,6 +154,10 @@ def body(operator: Operator, opset: int = OPSET) -> onnx.FunctionProto:
     experts, results = zip(
         *(_expert_body(expert, operator.family, operator.format_of(expert)) for expert in EXPERTS), strict=True
     )
+    return _function(operator, _GATHER + "".join(experts) + _SCATTER.format(results=", ".join(results)), opset)
+
+
+def _function(operator: Operator, nodes: str, opset: int) -> onnx.FunctionProto:
     domains = {"": opset} if operator.has_plugin else {"": opset, CPU_DOMAIN: 1}
     imports = ", ".join(f'"{domain}" : {version}' for domain, version in domains.items())
     return onnx.parser.parse_function(
@@ -144,7 +165,7 @@ def body(operator: Operator, opset: int = OPSET) -> onnx.FunctionProto:
         {operator.name} <{", ".join((*operator.attributes, *operator.size_attributes))}>
         ({", ".join(tensor.name for tensor in operator.inputs)})
         => ({", ".join(tensor.name for tensor in operator.outputs)})
-        {{{_GATHER}{"".join(experts)}{_SCATTER.format(results=", ".join(results))}}}"""
+        {{{nodes}}}"""
     )
 
 
@@ -152,3 +173,17 @@ def bodies(names: Iterable[str], opset: int = OPSET) -> list[onnx.FunctionProto]
     """The function bodies of the operators of these names, in the order of the schema; other names are left out."""
     wanted = set(names)
     return [body(operator, opset) for operator in ALL_OPERATORS if operator.name in wanted]
+
+
+def one_expert(operator: Operator, expert: str, opset: int = OPSET) -> onnx.FunctionProto:
+    """What the body comes to where all rows belong to one expert: its matrices alone, and no routing.
+
+    Args:
+        operator: any of ``plugins_trt.schema``.
+        expert: ``text`` or ``visual``.
+        opset: as for ``body``.
+    """
+    kind = operator.format_of(expert)
+    steps, result = _expert_body(expert, operator.family, kind)
+    rows, output = _WHOLE if kind == NBITS else _BY_ROWS
+    return _function(operator, rows.format(e=expert) + steps + output.format(y=result), opset)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from runtime.backends import DEFAULT
 from runtime.bench_measure import Loaded, measure
 from runtime.bench_record import workload, workload_parser
-from runtime.bundle import MODES, PRECISIONS, QDQ, Manifest, Quantization
+from runtime.bundle import MODES, PRECISIONS, QDQ, W4A16, Manifest, Quantization
 from runtime.cli import run
 from runtime.model import load
 from runtime.terminal import Terminal
@@ -52,7 +52,8 @@ def _loaded(bundle: str, backend: str | None, threads: int | None) -> Loaded:
 
 def weight_bytes(manifest: Manifest) -> int:
     """Bytes of the matrices that one decoded text token reads: attention, text experts and head, INT8 as one byte a
-    weight. Scales and norms, less than a twentieth and a thousandth of that, are left out."""
+    weight. Norms and scales are left out: a thousandth of that, and less than a twentieth; with experts in 4 bits a
+    fifth."""
     sizes, quantization = manifest.model, manifest.quantization
     heads = sizes.num_attention_heads + sizes.num_key_value_heads
     attention = 2 * heads * sizes.head_dim * sizes.hidden_size
@@ -65,7 +66,10 @@ def weight_bytes(manifest: Manifest) -> int:
 
     if quantization is None:
         quantization = Quantization(MODES[0], QDQ, (), False, False)
-    layer = experts * size("text" in quantization.experts) + attention * size(quantization.attention)
+    expert_bytes = experts * size("text" in quantization.experts)
+    if quantization.mode == W4A16:
+        expert_bytes //= 2
+    layer = expert_bytes + attention * size(quantization.attention)
     return sizes.num_hidden_layers * layer + head * size(quantization.lm_head)
 
 

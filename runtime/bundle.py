@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from runtime.embeddings import Embeddings
 from runtime.errors import BundleError
 from runtime.preprocess import ImageProcessor
 from runtime.records import read_record
@@ -27,6 +27,8 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 VISION_GRAPH, VISION_WEIGHTS = "vision.onnx", "vision.weights"
 DECODER_GRAPH, DECODER_WEIGHTS = "decoder.onnx", "decoder.weights"
+VISUAL_DECODER_GRAPH, VISUAL_DECODER_WEIGHTS = "decoder_visual.onnx", "decoder_visual.weights"
+"""Where they are, ``decoder.onnx`` is for text tokens alone, and these for visual ones (``Manifest.by_expert``)."""
 EMBEDDINGS = "token_embeddings.bin"
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.json"
@@ -53,6 +55,9 @@ that a runtime from before they were there refuses the bundle."""
 
 MODES = ("w8a16", "w8a8")
 """INT8 weights with activations as they are, and with activations in INT8 too."""
+
+W4A16 = "w4a16"
+"""A mode of form ``cpu`` alone: 4 bits for the experts' weights, 8 for the rest."""
 
 QDQ, CPU = "qdq", "cpu"
 """Forms of a quantized decoder: in ONNX's own operators, for TensorRT and any runtime; for ONNX Runtime on a CPU."""
@@ -113,7 +118,7 @@ class Quantization:
     """What of the decoder is stored in INT8.
 
     Attributes:
-        mode: one of ``MODES``.
+        mode: one of ``MODES``, or ``W4A16``.
         form: ``QDQ`` or ``CPU``.
         experts: ``text``, or ``text`` and ``visual``; empty where none is.
         attention: the attention's matrices too; of experts, those of ``experts``.
@@ -128,10 +133,10 @@ class Quantization:
 
     def __post_init__(self) -> None:
         # Raised by what a newer monoedge wrote, or by what is damaged.
-        if self.mode not in MODES or self.form not in (QDQ, CPU):
+        if self.mode not in (*MODES, W4A16) or self.form not in (QDQ, CPU):
             raise BundleError(
                 f"the bundle is quantized as {self.mode!r} in form {self.form!r}, this runtime reads "
-                f"{', '.join(MODES)} in {QDQ} and {CPU}: update monoedge"
+                f"{', '.join((*MODES, W4A16))} in {QDQ} and {CPU}: update monoedge"
             )
         if not set(self.experts) <= {"text", "visual"}:
             raise BundleError(f"the bundle has quantized experts {list(self.experts)}: update monoedge")
@@ -157,6 +162,15 @@ class Manifest:
     files: dict[str, FileRecord] = field(default_factory=dict)
     engines: dict[str, EngineRecord] = field(default_factory=dict)
     quantization: Quantization | None = None
+
+    @property
+    def by_expert(self) -> bool:
+        """Whether each kind of tokens has a decoder of its own, as ONNX Runtime on a CPU likes it.
+
+        Both take what ``runtime.backends.graph`` lists without a mask, and write the same caches; that of visual tokens
+        gives no logits.
+        """
+        return VISUAL_DECODER_GRAPH in self.files
 
     def to_json(self) -> str:
         """The manifest as indented JSON, keys in a fixed order."""
@@ -283,18 +297,11 @@ class Bundle:
         """The path of a file that the manifest lists."""
         return self.folder / name
 
-    def embeddings(self) -> npt.NDArray[Any]:
-        """Token embeddings, memory-mapped: [vocab, hidden] in ``PRECISIONS[precision]``."""
+    def embeddings(self) -> Embeddings:
+        """Token embeddings, opened: [vocab, hidden] in ``PRECISIONS[precision]``."""
         model = self.manifest.model
-        try:
-            return np.memmap(
-                self.path(EMBEDDINGS),
-                dtype=PRECISIONS[self.manifest.precision],
-                mode="r",
-                shape=(model.vocab_size, model.hidden_size),
-            )
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{self.path(EMBEDDINGS)} cannot be read, or does not fit {MANIFEST}: {error}") from None
+        shape = (model.vocab_size, model.hidden_size)
+        return Embeddings(self.path(EMBEDDINGS), shape, PRECISIONS[self.manifest.precision])
 
     def _check_file(self, name: str, record: FileRecord, verify: bool, progress: Callable[[int], None] | None) -> None:
         file = self.folder / name

@@ -70,6 +70,7 @@ class Sequence:
         self._keys[self._length] = token_id
         embeds = self._embed(np.array([token_id]))
         logits = self._context.forward(embeds, np.zeros(1, np.bool_), self._length)
+        assert logits is not None  # noqa: S101 - of a text token
         self._length += 1
         return logits
 

@@ -67,8 +67,8 @@ class Model:
         return self.backend.frame_pixels(image, self.image_processor, max_tiles)  # type: ignore[arg-type] # just asked
 
     def embed(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """Token ids [n] → embeddings [n, hidden], read from the memory-mapped file."""
-        return np.array(self._embeddings[ids])
+        """Token ids [n] → embeddings [n, hidden], read from the file."""
+        return self._embeddings[ids]
 
 
 def load(

@@ -66,10 +66,22 @@ def tiny_v15_portable_bundle(bundles: Path) -> Path:
     return _export(checkpoint, bundles / "portable/tiny-v15", "fp32", "--target", "trt10.3")
 
 
+@pytest.fixture(scope="session")
+def tiny_v1_cpu_bundle(bundles: Path) -> Path:
+    """Random weights, version 1.0, a decoder for each kind of tokens."""
+    return _export(ROOT / "tests/data/golden/tiny-v1/checkpoint", bundles / "cpu/tiny-v1", "fp32", "--target", "cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_v15_cpu_bundle(bundles: Path) -> Path:
+    """Random weights, version 1.5, a decoder for each kind of tokens."""
+    return _export(ROOT / "tests/data/golden/tiny-v15/checkpoint", bundles / "cpu/tiny-v15", "fp32", "--target", "cpu")
+
+
 @pytest.fixture(
     scope="session",
-    params=["tiny_v1_bundle", "tiny_v15_bundle", "tiny_v1_portable_bundle", "tiny_v15_portable_bundle"],
-    ids=["tiny-v1", "tiny-v15", "tiny-v1-portable", "tiny-v15-portable"],
+    params=[f"tiny_{version}{form}_bundle" for form in ("", "_portable", "_cpu") for version in ("v1", "v15")],
+    ids=[f"tiny-{version}{form}" for form in ("", "-portable", "-cpu") for version in ("v1", "v15")],
 )
 def golden_bundle(request: pytest.FixtureRequest) -> Path:
     """What has to answer as the official code does, in a folder of the checkpoint's name."""

@@ -19,7 +19,7 @@ BASE = {"numpy", "PIL", "tokenizers"}
 ARROWS = {
     "runtime": set(),
     "plugins_trt": set(),
-    "export": {"plugins_trt", "runtime"},
+    "export": {"plugins_trt", "runtime", "calibration"},
     "calibration": {"plugins_trt", "runtime"},
 }
 

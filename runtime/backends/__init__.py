@@ -35,7 +35,7 @@ class Context(Protocol):
             BackendError: there is not enough memory.
         """
 
-    def forward(self, inputs_embeds: Array, visual_mask: npt.NDArray[np.bool_], start: int) -> Array:
+    def forward(self, inputs_embeds: Array, visual_mask: npt.NDArray[np.bool_], start: int) -> Array | None:
         """Runs tokens ``start`` … ``start + n`` of the sequence and keeps their keys and values.
 
         Args:
@@ -45,7 +45,8 @@ class Context(Protocol):
             start: how many tokens of the caches are valid before.
 
         Returns:
-            float32 logits of the last token, [vocab]. The array is the caller's to keep.
+            float32 logits of the last token, [vocab]. The array is the caller's to keep. None is allowed where that
+            token is visual: none is chosen after it.
         """
 
 

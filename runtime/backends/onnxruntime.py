@@ -1,18 +1,34 @@
-"""ONNX Runtime on the CPU. The function bodies in the graphs are its implementation of the custom operators."""
+"""ONNX Runtime on the CPU. The function bodies in the graphs are its implementation of the custom operators.
+
+A bundle made for it has a decoder for each kind of tokens (``Manifest.by_expert``). A chunk then is computed in
+stretches of one kind, on the same caches. That of visual tokens, and the vision graph, are opened by the first image.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends.graph import PIXEL_VALUES, UPDATE
+from runtime.backends.graph import (
+    INPUTS_EMBEDS,
+    LOGITS,
+    PAST,
+    PIXEL_VALUES,
+    POSITION_IDS,
+    PRESENT,
+    UPDATE,
+    VISUAL_MASK,
+    WRITE_INDICES,
+)
 from runtime.backends.limits import bundle_length_limit
-from runtime.bundle import CPU, DECODER_GRAPH, PRECISIONS, VISION_GRAPH, Bundle
+from runtime.bundle import CPU, DECODER_GRAPH, PRECISIONS, VISION_GRAPH, VISUAL_DECODER_GRAPH, Bundle
 from runtime.errors import BackendError
 
 try:
@@ -70,7 +86,7 @@ class OnnxRuntimeBackend:
         self.dtype = PRECISIONS[bundle.manifest.precision]
         self.decoder = self._open(DECODER_GRAPH)
         self.description = f"onnxruntime {ort.__version__}, CPU"
-        self._vision: ort.InferenceSession | None = None
+        self._opened: dict[str, ort.InferenceSession] = {}
         self._lock = threading.Lock()
 
     def _require_format(self) -> None:
@@ -82,13 +98,15 @@ class OnnxRuntimeBackend:
 
     def _open(self, graph: str) -> ort.InferenceSession:
         quantization = self.bundle.manifest.quantization
-        prepacked = graph == DECODER_GRAPH and quantization is not None and quantization.form == CPU
+        prepacked = graph != VISION_GRAPH and quantization is not None and quantization.form == CPU
         with telling(f"ONNX Runtime cannot load {self.bundle.path(graph)}"):
             return ort.InferenceSession(self.bundle.path(graph), self._options(prepacked), providers=PROVIDERS)
 
     def _options(self, prepacked: bool = False) -> ort.SessionOptions:
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        # A plan of memory for every length of a prompt: 0.2 GB with three layers of the full size, and no faster.
+        options.enable_mem_pattern = False
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         # Prepacked weights would be a second copy in anonymous memory. Without it they stay in the mapped file,
@@ -99,13 +117,22 @@ class OnnxRuntimeBackend:
 
     def encode_image(self, pixel_values: npt.NDArray[np.float32]) -> Array:
         """[tiles, 3, size, size] → [tiles · tokens_per_tile, hidden]."""
-        # Opened with the first image: a text conversation never needs it.
-        with self._lock:
-            if self._vision is None:
-                self._vision = self._open(VISION_GRAPH)
+        vision = self._for_images(VISION_GRAPH)
         with telling("ONNX Runtime failed on the image"):
-            tiles = [self._encode(self._vision, pixel_values[i : i + 1]) for i in range(len(pixel_values))]
+            tiles = [self._encode(vision, pixel_values[i : i + 1]) for i in range(len(pixel_values))]
         return np.concatenate(tiles)
+
+    @property
+    def visual_decoder(self) -> ort.InferenceSession:
+        """What computes visual tokens: the decoder, or one of their own."""
+        return self._for_images(VISUAL_DECODER_GRAPH) if self.bundle.manifest.by_expert else self.decoder
+
+    def _for_images(self, graph: str) -> ort.InferenceSession:
+        """A graph that is opened when first asked for: a text conversation never needs it."""
+        with self._lock:
+            if graph not in self._opened:
+                self._opened[graph] = self._open(graph)
+            return self._opened[graph]
 
     def _encode(self, session: ort.InferenceSession, pixel_values: npt.NDArray[np.float32]) -> Array:
         """[1, 3, size, size] → [tokens_per_tile, hidden]."""
@@ -117,6 +144,21 @@ class OnnxRuntimeBackend:
         return OnnxRuntimeContext(self)
 
 
+@dataclass(frozen=True)
+class _Bound:
+    """A decoder with what one sequence binds to it."""
+
+    session: ort.InferenceSession
+    binding: ort.IOBinding
+    inputs: frozenset[str]
+    outputs: frozenset[str]
+
+    @classmethod
+    def to(cls, session: ort.InferenceSession) -> _Bound:
+        names = (frozenset(item.name for item in items) for items in (session.get_inputs(), session.get_outputs()))
+        return cls(session, session.io_binding(), *names)
+
+
 class OnnxRuntimeContext:
     """Caches in memory of our own, bound as inputs and outputs at once, so that each step writes in place.
 
@@ -126,10 +168,13 @@ class OnnxRuntimeContext:
     def __init__(self, backend: OnnxRuntimeBackend) -> None:
         self.capacity = 0
         self._backend = backend
-        self._binding = backend.decoder.io_binding()
-        # Calibration looks into the graph through further outputs, behind the caches.
-        pasts, presents = backend.decoder.get_inputs()[4:], backend.decoder.get_outputs()[1:]
-        self._pairs = [(past.name, present.name) for past, present in zip(pasts, presents, strict=False)]
+        self._decoder = _Bound.to(backend.decoder)
+        self._binding = self._decoder.binding
+        self._visual_decoder: _Bound | None = None
+        names = [name for item in backend.decoder.get_inputs() if (name := item.name).startswith(PAST)]
+        self._updates = any(item.name.startswith(UPDATE) for item in backend.decoder.get_outputs())
+        new = UPDATE if self._updates else PRESENT
+        self._pairs = [(name, new + name.removeprefix(PAST)) for name in names]
         self._caches: list[Array] = []
 
     def reserve(self, capacity: int) -> None:
@@ -153,32 +198,64 @@ class OnnxRuntimeContext:
                 "tokens (max_new_tokens) or smaller images (max_tiles)"
             ) from None
         self._caches, self.capacity = grown, capacity
-        for (past, present), cache in zip(self._pairs, grown, strict=True):
-            value = ort.OrtValue.ortvalue_from_numpy(cache)
-            self._binding.bind_ortvalue_input(past, value)
-            if not present.startswith(UPDATE):
-                self._binding.bind_ortvalue_output(present, value)
+        self._bind_caches(self._decoder)
+        if self._visual_decoder is not None:
+            self._bind_caches(self._visual_decoder)
 
-    def forward(self, inputs_embeds: Array, visual_mask: npt.NDArray[np.bool_], start: int) -> Array:
+    def _bind_caches(self, decoder: _Bound) -> None:
+        for (past, present), cache in zip(self._pairs, self._caches, strict=True):
+            value = ort.OrtValue.ortvalue_from_numpy(cache)
+            # What gives updates reads no cache where it computes no attention: the visual decoder's last layer.
+            if past in decoder.inputs:
+                decoder.binding.bind_ortvalue_input(past, value)
+            if not self._updates:
+                decoder.binding.bind_ortvalue_output(present, value)
+
+    def forward(self, inputs_embeds: Array, visual_mask: npt.NDArray[np.bool_], start: int) -> Array | None:
         """Runs tokens ``start`` … ``start + n``; returns the float32 logits of the last, [vocab]."""
-        positions = np.arange(start, start + len(inputs_embeds), dtype=np.int64)
-        self._binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(inputs_embeds[None], self._backend.dtype))
-        self._binding.bind_cpu_input("visual_mask", np.ascontiguousarray(visual_mask[None]))
-        self._binding.bind_cpu_input("position_ids", positions[None])
-        self._binding.bind_cpu_input("write_indices", positions[:1])
-        logits = np.empty((1, self._backend.bundle.manifest.model.vocab_size), np.float32)
-        self._binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
-        chunk = slice(start, start + len(inputs_embeds))
-        updates = [
-            (cache[:, :, chunk], np.empty_like(cache[:, :, chunk], order="C"), name)
-            for (_, name), cache in zip(self._pairs, self._caches, strict=True)
-            if name.startswith(UPDATE)
-        ]
-        for _, update, name in updates:
-            self._binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(update))
-        with telling(f"ONNX Runtime failed on tokens {start} to {start + len(inputs_embeds)}"):
-            self._backend.decoder.run_with_iobinding(self._binding)
-        for place, update, _ in updates:
+        if not self._backend.bundle.manifest.by_expert:
+            return self._run(self._decoder, inputs_embeds, visual_mask, start)
+        logits = None
+        bounds = [0, *(np.flatnonzero(np.diff(visual_mask)) + 1), len(visual_mask)]
+        for begin, end in itertools.pairwise(bounds):
+            decoder = self._visual() if visual_mask[begin] else self._decoder
+            stretch = slice(begin, end)
+            logits = self._run(decoder, inputs_embeds[stretch], visual_mask[stretch], start + int(begin))
+        return logits
+
+    def _visual(self) -> _Bound:
+        if self._visual_decoder is None:
+            self._visual_decoder = _Bound.to(self._backend.visual_decoder)
+            self._bind_caches(self._visual_decoder)
+        return self._visual_decoder
+
+    def _run(
+        self, decoder: _Bound, inputs_embeds: Array, visual_mask: npt.NDArray[np.bool_], start: int
+    ) -> Array | None:
+        binding = decoder.binding
+        stop = start + len(inputs_embeds)
+        positions = np.arange(start, stop, dtype=np.int64)
+        values = {
+            INPUTS_EMBEDS: np.ascontiguousarray(inputs_embeds[None], self._backend.dtype),
+            VISUAL_MASK: np.ascontiguousarray(visual_mask[None]),
+            POSITION_IDS: positions[None],
+            WRITE_INDICES: positions[:1],
+        }
+        for name, value in values.items():
+            if name in decoder.inputs:
+                binding.bind_cpu_input(name, value)
+        logits = None
+        if LOGITS in decoder.outputs:
+            logits = np.empty((1, self._backend.bundle.manifest.model.vocab_size), np.float32)
+            binding.bind_ortvalue_output(LOGITS, ort.OrtValue.ortvalue_from_numpy(logits))
+        updates = []
+        if self._updates:
+            places = [cache[:, :, start:stop] for cache in self._caches]
+            updates = [(place, np.empty_like(place, order="C")) for place in places]
+            for (_, name), (_, update) in zip(self._pairs, updates, strict=True):
+                binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(update))
+        with telling(f"ONNX Runtime failed on tokens {start} to {stop}"):
+            decoder.session.run_with_iobinding(binding)
+        for place, update in updates:
             place[...] = update
-        last: Array = logits[0]
-        return last
+        return None if logits is None else logits[0]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from runtime.backends import graph
 from runtime.backends.onnxruntime import CHUNK, OnnxRuntimeBackend, telling
-from runtime.bundle import CPU, DECODER_GRAPH, Bundle, ModelFacts
+from runtime.bundle import DECODER_GRAPH, Bundle, ModelFacts
 from runtime.errors import BackendError, OptionError
 from runtime.plugin_library import plugin_library
 
@@ -61,11 +61,8 @@ class CudaProviderBackend(OnnxRuntimeBackend):
                 f"{', '.join(available)}: pip uninstall onnxruntime, then pip install onnxruntime-gpu (the two share "
                 "one folder)"
             )
-        quantization = bundle.manifest.quantization
-        if quantization is not None and quantization.form == CPU:
-            raise BackendError(
-                f"{bundle.folder} is quantized for the CPU: use backend onnxruntime, or quantize it for GPUs"
-            )
+        if bundle.manifest.by_expert:
+            raise BackendError(f"{bundle.folder} is made for the CPU: use backend onnxruntime, or a bundle for GPUs")
         super().__init__(bundle, None)
         if any(output.name.startswith(graph.UPDATE) for output in self.decoder.get_outputs()):
             raise BackendError(f"{bundle.folder} has graphs of opset {bundle.manifest.opset}: export it for opset 24")

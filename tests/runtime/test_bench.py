@@ -218,6 +218,8 @@ def test_weights_of_a_text_token(tiny_bundle):
     experts = sum(
         3 * int(np.prod(item.dims)) for item in matrices if ".text_gate" in item.name or ".text_down" in item.name
     )
+    int4 = replace(everything, mode="w4a16")
+    assert weight_bytes(replace(manifest, quantization=int4)) == expected // 4 - experts // 3 // 2
     only_experts = replace(everything, attention=False, lm_head=False)
     assert weight_bytes(replace(manifest, quantization=only_experts)) == expected - experts
 

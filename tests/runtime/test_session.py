@@ -115,7 +115,7 @@ def test_text_alone_needs_no_vision(model: runtime.Model) -> None:
     assert session.text
     assert session.stats.visual_tokens == 0
     assert not session.visual_mask.any()
-    assert alone.backend._vision is None
+    assert not alone.backend._opened
 
 
 def test_stop_string_ends_the_answer(model: runtime.Model) -> None:
