@@ -1,0 +1,121 @@
+"""Examples asked of a model: their tokens, the model's own answers, and logits along answers that are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from calibration.data import Example
+from calibration.errors import CalibrationError
+from runtime.conversation import Conversation, Prompt, Turn, common_prefix
+from runtime.errors import ImageError, PromptError
+from runtime.generation import Sequence as TokenSequence
+from runtime.model import Model
+
+Logits = npt.NDArray[np.float32]
+
+
+class Asker:
+    """Turns examples into tokens, as sessions do.
+
+    Args:
+        model: a loaded bundle.
+        max_tiles: most tiles of a picture; None for the checkpoint's own limit.
+        max_new_tokens: tokens that an answer may have.
+    """
+
+    def __init__(self, model: Model, max_tiles: int | None, max_new_tokens: int) -> None:
+        self.model, self.max_tiles, self.max_new_tokens = model, max_tiles, max_new_tokens
+
+    def prompt(self, example: Example) -> Prompt:
+        """The tokens of a question.
+
+        Raises:
+            CalibrationError: a picture or the question cannot be read, or there is no room for the answer.
+        """
+        return self._prompt(example, *self._turn(example))
+
+    def prompt_and_answer(self, example: Example) -> tuple[Prompt, list[int] | None]:
+        """The tokens of a question and of the answer given for it, the token that ends it included.
+
+        Raises:
+            CalibrationError: as ``prompt`` does.
+        """
+        conversation, turn = self._turn(example)
+        prompt = self._prompt(example, conversation, turn)
+        if example.answer is None:
+            return prompt, None
+        turn.answer = example.answer
+        whole = self._prompt(example, conversation, turn)
+        # Where an answer's first letters join the prompt's last token, the prompt is shorter than it was alone.
+        length = min(common_prefix(prompt.keys, whole.keys), len(whole) - 1)
+        ids: list[int] = whole.ids[length:].tolist()
+        stops = [place for place, token in enumerate(ids) if token in self.model.stop_ids]
+        ids = ids[: min([stop + 1 for stop in stops] + [self.max_new_tokens])]
+        return Prompt(whole.ids[:length], whole.visual_mask[:length], whole.keys[:length], whole.images), ids
+
+    def answer(self, prompt: Prompt) -> Iterator[tuple[int, Logits]]:
+        """The model's own answer: its most probable tokens one by one, each with the logits that gave it."""
+        sequence = self._sequence()
+        logits = _prefill(sequence, prompt)
+        for count in range(1, self.max_new_tokens + 1):
+            token = int(logits.argmax())
+            yield token, logits
+            if token in self.model.stop_ids or count == self.max_new_tokens:
+                return
+            logits = sequence.step(token)
+
+    def along(self, prompt: Prompt, ids: Sequence[int]) -> Iterator[Logits]:
+        """The logits before each token of an answer that is given, as many as it has tokens."""
+        sequence = self._sequence()
+        yield _prefill(sequence, prompt)
+        for token in ids[:-1]:
+            yield sequence.step(token)
+
+    def _sequence(self) -> TokenSequence:
+        return TokenSequence(self.model.backend, self.model.embed)
+
+    def _turn(self, example: Example) -> tuple[Conversation, Turn]:
+        model = self.model
+        conversation = Conversation(model.template, model.tokenizer, model.image_processor.tokens_per_tile)
+        try:
+            pixels = [model.image_processor(image, self.max_tiles) for image in example.images]
+            return conversation, conversation.turn(example.prompt, pixels)
+        except (ImageError, PromptError) as error:
+            raise CalibrationError(f"{example.place}: {error}") from None
+
+    def _prompt(self, example: Example, conversation: Conversation, turn: Turn) -> Prompt:
+        try:
+            prompt = conversation.prompt([turn])
+        except PromptError as error:
+            raise CalibrationError(f"{example.place}: {error}") from None
+        if len(prompt) + self.max_new_tokens > self.model.max_length:
+            raise CalibrationError(
+                f"{example.place}: {len(prompt)} tokens, and {self.max_new_tokens} for the answer, are more than the "
+                f"{self.model.max_length} of the bundle: use --max-tiles or a smaller --max-new-tokens"
+            )
+        return prompt
+
+
+def check_examples(asker: Asker, examples: Sequence[Example], seen: Callable[[int], object]) -> None:
+    """Reads every picture and question once, before any work is done with the first.
+
+    Args:
+        asker: what would ask.
+        examples: to check.
+        seen: called with 1 after each.
+
+    Raises:
+        CalibrationError: one cannot be asked; with its line.
+    """
+    for example in examples:
+        asker.prompt_and_answer(example)
+        seen(1)
+
+
+def _prefill(sequence: TokenSequence, prompt: Prompt) -> Logits:
+    logits = sequence.prefill(prompt, lambda: False)
+    assert logits is not None  # noqa: S101 - only when cancelled
+    return logits

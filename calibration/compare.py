@@ -1,0 +1,53 @@
+"""Two bundles compared: the answers of the second along those of the first."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from calibration.asking import Asker, check_examples
+from calibration.data import Example, digest
+from calibration.measure import Reference
+from calibration.report import Report, comparison_report, stored_size
+from runtime.model import load
+
+if TYPE_CHECKING:
+    from calibration.calibrate import Options
+
+
+def compare(
+    bundles: tuple[Path, Path],
+    tests: Sequence[Example],
+    options: Options,
+    make_progress: Callable[[str, int], Callable[[int], object]],
+) -> Report:
+    """Measures how far the answers of a bundle are from those of another.
+
+    Args:
+        bundles: folder of the bundle whose answers are followed, and of the other; both may be quantized.
+        tests: the questions.
+        options: of the questions and the threads; the others mean nothing here.
+        make_progress: a progress bar for a named number of questions.
+
+    Raises:
+        CalibrationError: a question cannot be read, or the bundles are of different models.
+        BundleError, BackendError: a bundle cannot be used.
+    """
+    askers = [
+        Asker(load(folder, threads=options.threads), options.max_tiles, options.max_new_tokens) for folder in bundles
+    ]
+    check_examples(askers[0], tests, make_progress("reading", len(tests)))
+    reference = Reference(askers[0], tests, make_progress("answers before", len(tests)), Path(tempfile.gettempdir()))
+    comparison, speed = reference.compare(askers[1], make_progress("answers after", len(tests)))
+    manifests = [asker.model.bundle.manifest for asker in askers]
+    return comparison_report(
+        manifests[0],
+        manifests[1],
+        digest(tests),
+        comparison,
+        (reference.speed, speed),
+        (stored_size(manifests[0]), stored_size(manifests[1])),
+        reference.tokenizer,
+    )

@@ -1,0 +1,150 @@
+"""The data to calibrate with: questions about pictures, as the model will be asked them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibration.errors import CalibrationError
+from runtime.bundle import sha256_of
+
+PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""Endings of the files that are taken from a folder."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question.
+
+    Attributes:
+        place: where it was read, for errors: ``pairs.jsonl, line 3``.
+        images: files, none for a question about text alone.
+        prompt: the question.
+        answer: what the answer should be; None lets the unquantized bundle answer.
+    """
+
+    place: str
+    images: tuple[Path, ...]
+    prompt: str
+    answer: str | None = None
+
+
+def read_examples(data: Path, prompt: str | None = None) -> list[Example]:
+    """All examples of a JSONL file, or of a folder of pictures that share one prompt.
+
+    A line is ``{"image": path, list of paths or null, "prompt": text, "answer": text, optional}``; other keys are
+    left alone. Paths are relative to the file's folder. Blank lines are skipped.
+
+    Args:
+        data: the file or folder.
+        prompt: the question about each picture of a folder; None for a file.
+
+    Raises:
+        CalibrationError: nothing there, an entry that is not as above, or a picture that is missing; with its line.
+    """
+    if data.is_dir():
+        return _from_folder(data, prompt)
+    if prompt is not None:
+        raise CalibrationError(f"--prompt is for a folder of pictures; {data} is none, its lines have prompts")
+    try:
+        lines = data.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise CalibrationError(f"{data} does not exist: expected a JSONL file, or a folder of pictures") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CalibrationError(f"{data} cannot be read: {error}") from None
+    examples = [
+        _from_line(line, f"{data.name}, line {number}", data.parent)
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    if not examples:
+        raise CalibrationError(f"{data} has no entries: expected one JSON object a line")
+    return examples
+
+
+def draw(
+    examples: Sequence[Example], samples: int, tests: int, seed: int, have_tests: bool = False
+) -> tuple[list[Example], list[Example]]:
+    """Chooses at random what is observed, and what the result is tested with; the two are disjoint.
+
+    Where there are too few, a fifth, rounded up, is for testing and the rest is observed.
+
+    Args:
+        examples: to choose from.
+        samples: how many to observe, at most.
+        tests: how many to test with, at most.
+        seed: of the choice; it does not depend on anything else.
+        have_tests: tests come from elsewhere: all that are drawn may be observed.
+
+    Returns:
+        The examples to observe and those to test with, in random order.
+
+    Raises:
+        CalibrationError: fewer than two examples, so that nothing would be left to observe or to test with.
+    """
+    order = np.random.default_rng(seed).permutation(len(examples))
+    if have_tests:
+        return [examples[index] for index in order[:samples]], []
+    if len(examples) < 2:
+        raise CalibrationError(
+            "expected at least 2 entries, one to observe and one to test with, got 1: give more data, or --test-data"
+        )
+    kept = min(tests, -(-len(examples) // 5)) if len(examples) < samples + tests else tests
+    return [examples[index] for index in order[kept : kept + samples]], [examples[index] for index in order[:kept]]
+
+
+def digest(examples: Sequence[Example]) -> str:
+    """SHA-256 over questions, answers and the bytes of all pictures, in order."""
+    hashes: dict[Path, str] = {}
+    total = hashlib.sha256()
+    for example in examples:
+        for image in example.images:
+            if image not in hashes:
+                hashes[image] = sha256_of(image)
+        entry = [example.prompt, example.answer, [hashes[image] for image in example.images]]
+        total.update(json.dumps(entry).encode() + b"\n")
+    return total.hexdigest()
+
+
+def _from_folder(folder: Path, prompt: str | None) -> list[Example]:
+    if prompt is None or not prompt.strip():
+        raise CalibrationError(f"{folder} is a folder of pictures: say what to ask about each, with --prompt")
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES and file.is_file())
+    if not files:
+        raise CalibrationError(f"{folder} has no pictures: expected files that end in {', '.join(PICTURES)}")
+    return [Example(f"{folder.name}/{file.name}", (file,), prompt) for file in files]
+
+
+def _from_line(line: str, place: str, folder: Path) -> Example:
+    try:
+        entry = json.loads(line)
+    except ValueError as error:
+        raise CalibrationError(f"{place}: not valid JSON ({error})") from None
+    if not isinstance(entry, dict) or "image" not in entry or "prompt" not in entry:
+        raise CalibrationError(f'{place}: expected an object with "image" and "prompt", got {line.strip()[:80]}')
+    prompt, answer = entry["prompt"], entry.get("answer")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise CalibrationError(f'{place}: "prompt" should be a text that is not blank, got {json.dumps(prompt)}')
+    if answer is not None and (not isinstance(answer, str) or not answer.strip()):
+        raise CalibrationError(
+            f'{place}: "answer" should be a text that is not blank, or left out, got {json.dumps(answer)}'
+        )
+    return Example(place, tuple(folder / name for name in _names(entry["image"], place, folder)), prompt, answer)
+
+
+def _names(image: Any, place: str, folder: Path) -> list[str]:  # noqa: ANN401 - checked here
+    names = [] if image is None else [image] if isinstance(image, str) else image
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise CalibrationError(
+            f'{place}: "image" should be a path, a list of paths or null, got {json.dumps(image)[:80]}'
+        )
+    for name in names:
+        if not (folder / name).is_file():
+            raise CalibrationError(f"{place}: the picture {folder / name} does not exist")
+    return names

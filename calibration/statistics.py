@@ -1,0 +1,163 @@
+"""What is kept of the activations in front of a matrix, while they stream by.
+
+Memory is bounded: sums and extremes per channel, and a sample of whole rows. The sample serves what sums cannot tell:
+percentiles, histograms and errors of activations that are smoothed first, by factors found only afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+Rows = npt.NDArray[np.float32]
+
+PHASES = ("prompt", "generated")
+"""Rows of the prompt, and rows of tokens that were generated; they are kept apart."""
+
+SAMPLED_VALUES, SAMPLED_ROWS = 1 << 19, 512
+"""A sample has at most that many values, and that many rows. With the 2B model's sizes: 256 rows of 2048 channels,
+64 rows of 8192, and 0.4 GB for the text experts of all layers, both phases and both halves of the data."""
+
+HALVES = 2
+"""Examples are counted in two halves, by turns, so that what is chosen with one can be tried on the other."""
+
+
+def sampled_rows(channels: int) -> int:
+    """How many rows of that many channels a sample keeps."""
+    return max(1, min(SAMPLED_ROWS, SAMPLED_VALUES // channels))
+
+
+@dataclass
+class Statistics:
+    """Streaming statistics of rows [n, channels] of one phase.
+
+    A row is kept in the sample if its priority, a random number that belongs to its place in the data, is among the
+    smallest. So the sample is drawn evenly from all rows, and does not depend on how they were cut into pieces.
+
+    Attributes:
+        channels: length of a row.
+        rows: how many rows have been seen.
+        low, high: smallest and largest value of each channel, [channels]; 0 before any row.
+        squares: sum of squares of each channel, float64 [channels].
+        sample: the rows kept, [at most sampled_rows(channels), channels].
+        priorities: theirs, uint64, ascending.
+    """
+
+    channels: int
+    rows: int = 0
+    low: Rows = field(init=False)
+    high: Rows = field(init=False)
+    squares: npt.NDArray[np.float64] = field(init=False)
+    sample: Rows = field(init=False)
+    priorities: npt.NDArray[np.uint64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.low, self.high = np.zeros((2, self.channels), np.float32)
+        self.squares = np.zeros(self.channels)
+        self.sample = np.empty((0, self.channels), np.float32)
+        self.priorities = np.empty(0, np.uint64)
+
+    def update(self, rows: npt.NDArray[np.floating], priorities: npt.NDArray[np.uint64]) -> bool:
+        """Takes rows in.
+
+        Args:
+            rows: [n, channels].
+            priorities: of each row, [n].
+
+        Returns:
+            False if a value is not finite; nothing was taken in then.
+        """
+        if not len(rows):
+            return True
+        rows = rows.astype(np.float32, copy=False)
+        low, high = rows.min(axis=0), rows.max(axis=0)
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            return False
+        self.low = np.minimum(self.low, low) if self.rows else low
+        self.high = np.maximum(self.high, high) if self.rows else high
+        self.squares += np.einsum("rc,rc->c", rows, rows, dtype=np.float64)
+        self.rows += len(rows)
+        room = sampled_rows(self.channels)
+        if len(self.sample) == room:
+            better = priorities < self.priorities[-1]
+            rows, priorities = rows[better], priorities[better]
+        if len(rows):
+            joined = np.concatenate([self.priorities, priorities])
+            order = np.argsort(joined, kind="stable")[:room]
+            self.priorities = joined[order]
+            self.sample = np.concatenate([self.sample, rows])[order]
+        return True
+
+    @property
+    def absmax(self) -> Rows:
+        """Largest absolute value of each channel, [channels]."""
+        return np.maximum(-self.low, self.high)
+
+    @property
+    def mean_square(self) -> npt.NDArray[np.float64]:
+        """Mean of squares of each channel, [channels]; 0 before any row."""
+        return self.squares / max(self.rows, 1)
+
+
+@dataclass
+class Observed:
+    """Statistics of both phases in front of one matrix."""
+
+    prompt: Statistics
+    generated: Statistics
+
+    @property
+    def phases(self) -> list[Statistics]:
+        """Those phases that have rows."""
+        return [phase for phase in (self.prompt, self.generated) if phase.rows]
+
+    @property
+    def rows(self) -> int:
+        """Rows seen in both phases."""
+        return self.prompt.rows + self.generated.rows
+
+    @property
+    def absmax(self) -> Rows:
+        """Largest absolute value of each channel, [channels]."""
+        return np.maximum(self.prompt.absmax, self.generated.absmax)
+
+    @property
+    def importance(self) -> npt.NDArray[np.float64]:
+        """What an error in a column of the matrix weighs, [channels]; 1 on average, or 1 everywhere without rows.
+
+        The mean square of the channel, as a part of its phase's: both phases count equally, although a prompt has many
+        more rows, and the first of them may be larger than all others together.
+        """
+        shares = [phase.mean_square / phase.mean_square.mean() for phase in self.phases if phase.squares.any()]
+        return np.mean(shares, axis=0) if shares else np.ones(self.prompt.channels)
+
+
+def nothing(channels: int) -> tuple[Observed, ...]:
+    """Both halves, before any row."""
+    return tuple(Observed(Statistics(channels), Statistics(channels)) for _ in range(HALVES))
+
+
+def merged(halves: Sequence[Observed]) -> Observed:
+    """All that was observed, with the samples of both."""
+    phases = []
+    for pieces in zip(*((half.prompt, half.generated) for half in halves), strict=True):
+        whole = Statistics(pieces[0].channels, sum(piece.rows for piece in pieces))
+        seen = [piece for piece in pieces if piece.rows]
+        if seen:
+            whole.low = np.minimum.reduce([piece.low for piece in seen])
+            whole.high = np.maximum.reduce([piece.high for piece in seen])
+            whole.squares = np.sum([piece.squares for piece in seen], axis=0)
+            joined = np.concatenate([piece.priorities for piece in seen])
+            order = np.argsort(joined, kind="stable")
+            whole.priorities = joined[order]
+            whole.sample = np.concatenate([piece.sample for piece in seen])[order]
+        phases.append(whole)
+    return Observed(*phases)
+
+
+def priorities(seed: int, example: int, phase: int, piece: int, rows: int) -> npt.NDArray[np.uint64]:
+    """Random numbers of the rows of one piece of one example, the same in every run."""
+    return np.random.default_rng([seed, example, phase, piece]).integers(0, 1 << 63, rows, dtype=np.uint64)

@@ -1,0 +1,112 @@
+"""Scales against searches written out plainly, in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from calibration.quantize import absmax_scale, quantize
+from calibration.scales import CLIPPINGS, PERCENTILE, activation_scale, fake_quantized, weight_scale
+
+
+def error_of(weight: np.ndarray, scale: float, importance: np.ndarray) -> float:
+    """Of one row."""
+    steps = np.clip(np.rint(weight / np.float32(scale)), -127, 127).astype(np.float64)
+    return float(np.sum(importance * (weight - steps * np.float64(np.float32(scale))) ** 2))
+
+
+@pytest.mark.parametrize("tails", [3, 30])
+def test_weight_scales_against_brute_force(tails: int) -> None:
+    generator = np.random.default_rng(tails)
+    weight = generator.standard_t(tails, size=(40, 96)).astype(np.float32)
+    importance = np.exp(generator.normal(size=96) * 2)
+    scales = weight_scale(weight, importance)
+    for row, scale in zip(weight, scales, strict=True):
+        absmax = np.abs(row).max()
+        least = min(error_of(row, absmax * part / 127, importance) for part in CLIPPINGS)
+        assert error_of(row, scale, importance) <= least * (1 + 1e-4)
+    unclipped = sum(error_of(r, s, importance) for r, s in zip(weight, absmax_scale(weight), strict=True))
+    chosen = sum(error_of(r, s, importance) for r, s in zip(weight, scales, strict=True))
+    assert chosen <= unclipped
+
+
+def test_weights_are_clipped_where_channels_do_not_matter() -> None:
+    weight = np.full((1, 8), 0.5, np.float32)
+    weight[0, 0] = 0.9
+    weight[0, 1:4] = [0.33, 0.21, 0.117]
+    importance = np.array([1e-9, *[1.0] * 7])
+    clipped = weight_scale(weight, importance)
+    assert clipped[0] < absmax_scale(weight)[0]
+    assert quantize(weight, clipped)[0, 0] == 127
+    np.testing.assert_array_equal(weight_scale(weight, None), absmax_scale(weight))
+
+
+def test_rows_of_zeros_have_a_scale() -> None:
+    scales = weight_scale(np.zeros((3, 8), np.float32), np.ones(8))
+    assert (scales > 0).all()
+
+
+def no_error(part: float) -> float:
+    raise AssertionError("only the method mse asks")
+
+
+def test_simple_methods() -> None:
+    sample = np.random.default_rng(0).normal(size=(200, 100)).astype(np.float32)
+    assert activation_scale(sample, 9.0, "absmax", no_error) == np.float32(9 / 127)
+    expected = np.percentile(np.abs(sample.astype(np.float64)), PERCENTILE) / 127
+    assert activation_scale(sample, 9.0, "percentile", no_error) == pytest.approx(expected, rel=1e-6)
+    assert activation_scale(sample, 0.0, "mse", no_error) == 1.0
+    assert activation_scale(sample[:0], 2.0, "entropy", no_error) == np.float32(2 / 127)
+
+
+def test_least_error_against_brute_force() -> None:
+    generator = np.random.default_rng(0)
+    sample = generator.standard_t(4, size=(400, 100)).astype(np.float32)
+    absmax = float(np.abs(sample).max())
+
+    def error(part: float) -> float:
+        return float(np.square(fake_quantized(sample, part * absmax / 127) - sample, dtype=np.float64).sum())
+
+    chosen = activation_scale(sample, absmax, "mse", error) * 127 / absmax
+    assert error(chosen) <= 1.01 * min(error(part) for part in np.linspace(0.02, 2, 500))
+    assert 0.5 < chosen < 1
+
+
+def test_headroom_where_other_data_needs_it() -> None:
+    sample = np.ones((10, 10), np.float32)
+    assert activation_scale(sample, 2.0, "mse", lambda part: abs(part - 1.4)) == pytest.approx(2 * 1.4 / 127, rel=0.02)
+
+
+def plain_entropy(magnitudes: np.ndarray, absmax: float) -> float:
+    """The calibrator of TensorRT as NVIDIA published it (GTC 2017, "8-bit inference with TensorRT"), zeros left out."""
+    counts, edges = np.histogram(magnitudes[magnitudes > 0], bins=2048, range=(0, absmax))
+    best, least = absmax, np.inf
+    for stop in range(128, 2049, 8):
+        reference = counts[:stop].astype(np.float64)
+        reference[-1] += counts[stop:].sum()
+        candidate = np.zeros(stop)
+        for level in range(128):
+            inside = [bin for bin in range(stop) if bin * 128 // stop == level]
+            filled = [bin for bin in inside if counts[bin]]
+            for bin in filled:
+                candidate[bin] = counts[inside].sum() / len(filled)
+        if (reference[candidate == 0] > 0).any():
+            continue
+        p, q = reference / reference.sum(), candidate / candidate.sum()
+        divergence = sum(a * np.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+        if divergence < least:
+            best, least = edges[stop], divergence
+    return float(best)
+
+
+def test_entropy_against_the_published_method() -> None:
+    sample = np.random.default_rng(0).laplace(size=(60, 100)).astype(np.float32)
+    sample[0, 0] = 25
+    expected = plain_entropy(np.abs(sample).ravel(), 25.0)
+    assert activation_scale(sample, 25.0, "entropy", no_error) == pytest.approx(expected / 127, rel=1e-6)
+    assert expected < 20
+
+
+def test_activations_are_rounded_as_the_kernels_do() -> None:
+    values = np.array([0.5, 1.5, 2.5, -0.5, 127.4, 500, -127.6, -128.6, -500], np.float32)
+    np.testing.assert_array_equal(fake_quantized(values, 1.0), [0, 2, 2, 0, 127, 127, -128, -128, -128])
