@@ -62,13 +62,13 @@ def write_quantized(
     weights = DecoderWeights(source, plan.smoothing)
     decoder = parts(rewrite(weights, plan, form), form, source.manifest.model)
     with BundleWriter(target, overwrite) as writer:
+        kept = [name for name in source.manifest.files if name not in (DECODER_GRAPH, DECODER_WEIGHTS)]
         # Graphs, and zeros between weights, are a few megabytes.
-        writer.require_space(size(decoder) + (16 << 20))
+        writer.require_space(size(decoder) + sum(source.manifest.files[name].size for name in kept) + (16 << 20))
         with nullcontext(_NoBar()) if make_bar is None else make_bar(size(decoder)) as bar:
             write(decoder, writer, bar)
-        for name in source.manifest.files:
-            if name not in (DECODER_GRAPH, DECODER_WEIGHTS):
-                writer.link(name, source)
+        for name in kept:
+            writer.copy(name, source)
         for name, data in (record or {}).items():
             writer.write(name, data)
         for part in decoder:

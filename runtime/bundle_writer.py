@@ -127,18 +127,14 @@ class BundleWriter:
         file.write(data)
         self.add(name, file)
 
-    def link(self, name: str, source: Bundle) -> None:
+    def copy(self, name: str, source: Bundle) -> None:
         """A file of another bundle, unchanged and as its manifest records it.
 
-        Both bundles share it on the disk where the file system can (a hard link), which is safe because nobody
-        writes into a bundle's files; otherwise it is copied.
+        Never as a hard link, though nobody writes into a bundle's files: ``onnx.load`` refuses weights that have two.
         """
-        target, file = self.folder / name, source.path(name).resolve()
+        target = self.folder / name
         target.parent.mkdir(exist_ok=True)
-        try:
-            os.link(file, target)
-        except OSError:
-            shutil.copyfile(file, target)
+        shutil.copyfile(source.path(name), target)
         self._records[name] = source.manifest.files[name]
 
     def draft(self, manifest: Manifest) -> Bundle:

@@ -89,6 +89,17 @@ def golden_bundle(request: pytest.FixtureRequest) -> Path:
     return bundle
 
 
+@pytest.fixture(
+    scope="session",
+    params=[f"tiny_{version}{form}_bundle" for form in ("", "_portable") for version in ("v1", "v15")],
+    ids=[f"tiny-{version}{form}" for form in ("", "-portable") for version in ("v1", "v15")],
+)
+def one_decoder_bundle(request: pytest.FixtureRequest) -> Path:
+    """The same of those with one decoder for both kinds of tokens, as engines and recordings want it."""
+    bundle: Path = request.getfixturevalue(request.param)
+    return bundle
+
+
 @pytest.fixture(scope="session")
 def shapes_bundle(bundles: Path) -> Path:
     """The trained example."""

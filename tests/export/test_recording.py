@@ -82,9 +82,11 @@ def test_it_is_what_sessions_compute(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("bytes_", [1, 200_000])
-def test_pieces_give_what_the_whole_gives(golden_bundle: Path, bytes_: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_give_what_the_whole_gives(
+    one_decoder_bundle: Path, bytes_: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One node a piece, and some; caches cross their bounds, and calls follow each other within each."""
-    bundle = Bundle(golden_bundle)
+    bundle = Bundle(one_decoder_bundle)
     expected = read(bundle)
     monkeypatch.setattr(recording_run, "PIECE_BYTES", bytes_)
     done: list[int] = []

@@ -55,8 +55,8 @@ def open_on_host(
 
 
 @pytest.fixture(scope="module")
-def model(golden_bundle: Path) -> runtime.Model:
-    return open_on_host(golden_bundle)
+def model(one_decoder_bundle: Path) -> runtime.Model:
+    return open_on_host(one_decoder_bundle)
 
 
 @pytest.fixture
