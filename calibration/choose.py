@@ -21,11 +21,11 @@ from calibration.smooth import (
     Candidate,
     Rule,
     Smoothed,
-    importance,
     input_scale,
     output_squares,
     relative,
     search,
+    weighting,
 )
 from calibration.statistics import Observed, merged
 from calibration.weights import DecoderWeights
@@ -178,7 +178,7 @@ def _matrix(
     """The plan of one matrix and what is known of it, block by block."""
     candidate, smoothing = candidates[site.matrix], found.get(site.matrix, Smoothed())
     observed, factor = candidate.observed, smoothing.over(site.channels)
-    weighted = importance(observed, factor, rule)
+    weights = weighting(observed, factor, rule)
     # Nothing ever reaches the visual expert of the last layer. Its activations take the text expert's scale.
     reached = candidate if observed.rows else candidates.get(site.matrix.replace("visual_", "text_"), candidate)
     activations = input_scale(reached, smoothing, rule)
@@ -187,7 +187,7 @@ def _matrix(
     sizes = None if down.factor is None else np.concatenate([np.ones_like(down.factor), down.factor])
     scales, sums, start = [], np.zeros((len(observed.phases), 2)), 0
     for exact, block in zip(plain.blocks(site.matrix), smoothed.blocks(site.matrix), strict=True):
-        scale = weight_scale(block, weighted)
+        scale = weight_scale(block, weights)
         quantized = quantize(block, scale) * scale[:, None]
         if sizes is not None:
             quantized *= sizes[start : start + len(block), None]

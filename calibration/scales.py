@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,19 @@ Floats = npt.NDArray[np.float32]
 Error = Callable[[float], float]
 """What it costs to clip activations at a part of the largest magnitude."""
 
-CLIPPINGS = tuple(np.linspace(1, 0.6, 17).tolist())
-"""Parts of the largest magnitude of a row that are tried as the largest INT8 number."""
+CLIPPINGS = (*np.linspace(1, 0.8, 65).tolist(), 0.7, 0.6)
+"""Parts of the largest magnitude of a row that are tried as the largest INT8 number.
+
+Little is clipped at the best of them, but each rounds otherwise, and errors add up differently in the output: on
+examples that took no part in the choice, the best of 65 left 0.63 of the error of the first, the best of 17 left 0.81
+(text experts of the example checkpoint).
+"""
+
+CHANNELS_SHARE = 0.2
+"""What channels by themselves weigh beside rows, in the error of a row of weights."""
+
+_CACHED = 1 << 18
+"""Numbers of a matrix that are worked on at a time: few enough for a core's cache."""
 
 PERCENTILE = 99.99
 """Of the magnitudes, for the method ``percentile``."""
@@ -24,32 +36,57 @@ _BINS, _LEVELS = 2048, 128
 """Bins of the histogram for the method ``entropy``, and levels that INT8 has for a magnitude; as TensorRT had them."""
 
 
-def weight_scale(weight: Floats, importance: npt.NDArray[np.float64] | None) -> Floats:
+@dataclass(frozen=True)
+class Weighting:
+    """What the error of a row of a matrix weighs: e is its quantized row less the exact one, [in].
+
+    Attributes:
+        channels: the sum of channels[j] · e[j]² is what the output is off by, in mean square, if channels are
+            independent of each other; [in].
+        rows: the sum of (e · row)² is the same over a sample of activations, as they hang together; [rows, in].
+    """
+
+    channels: npt.NDArray[np.float64]
+    rows: Floats
+
+
+def weight_scale(weight: Floats, weighting: Weighting | None) -> Floats:
     """Scales of the rows of a matrix that leave the least error.
 
-    The error of a row is the sum over its columns j of importance[j] · (w[j] - scale · int8[j])²: what the output of
-    the row is off by, in mean square, if channels are independent of each other.
+    It is weighed by rows of activations, and a little by channels: a sample may have fewer rows than there are
+    channels, and says nothing of the directions that it lacks.
 
     Args:
         weight: [out, in].
-        importance: mean squares of the channels, [in]; None for the row's absmax, without a search.
+        weighting: of the errors; None for the row's absmax, without a search.
 
     Returns:
         float32 [out].
     """
     absmax = absmax_scale(weight)
-    if importance is None:
+    if weighting is None:
         return absmax
+    channels = (CHANNELS_SHARE * weighting.channels).astype(np.float32)
+    rows = np.ascontiguousarray(weighting.rows.T)
+    step = max(1, _CACHED // weight.shape[1])
+    starts = range(0, len(weight), step)
+    scales = [
+        _best_scale(weight[start : start + step], absmax[start : start + step], channels, rows) for start in starts
+    ]
+    return np.concatenate(scales) if scales else absmax
+
+
+def _best_scale(weight: Floats, absmax: Floats, channels: Floats, rows: Floats) -> Floats:
     best, least = absmax.copy(), np.full(len(weight), np.inf)
-    weights = importance.astype(np.float32)
     for part in CLIPPINGS:
         scale = np.maximum(absmax * np.float32(part), np.finfo(np.float32).tiny)
-        steps = np.rint(weight / scale[:, None])
-        np.clip(steps, -LARGEST, LARGEST, out=steps)
-        steps *= scale[:, None]
-        steps -= weight
-        np.square(steps, out=steps)
-        error = steps @ weights
+        off = weight / scale[:, None]
+        np.rint(off, out=off)
+        np.clip(off, -LARGEST, LARGEST, out=off)
+        off *= scale[:, None]
+        off -= weight
+        error = np.square(off @ rows).sum(axis=1)
+        error += np.square(off, out=off) @ channels
         better = error < least
         best[better], least[better] = scale[better], error[better]
     return best

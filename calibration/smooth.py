@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.quantize import LARGEST, absmax_scale, quantize
-from calibration.scales import activation_scale, fake_quantized
+from calibration.scales import Weighting, activation_scale, fake_quantized
 from calibration.statistics import Observed
 
 Floats = npt.NDArray[np.float32]
@@ -23,6 +23,12 @@ EXPONENTS = tuple(np.linspace(0, 1, 11).round(2).tolist())
 
 SEARCH_ROWS, SEARCH_SAMPLE = 256, 64
 """Rows of a matrix, evenly spread, and rows of activations of each phase that the search computes with."""
+
+WEIGHTING_ROWS = 128
+"""Rows of activations of each phase that scales of weights are searched with."""
+
+PAYS = 0.8
+"""Smoothing is taken where it leaves less than this part of the error: what gains less is as likely to do harm."""
 
 _LARGEST_POWER = 20
 """Factors stay within 2**-20 … 2**20, far from where a norm's weight would over- or underflow."""
@@ -119,7 +125,7 @@ def smoothed(candidates: Sequence[Candidate], exponent: float, powers: bool) -> 
 
 
 def search(candidates: Sequence[Candidate], rule: Rule, exponents: Sequence[float], powers: bool) -> Smoothed:
-    """The smoothing with the least error over some matrices with common activations, none being among the choices.
+    """The smoothing with the least error over some matrices with common activations; none unless it pays.
 
     What one half of the examples gives is tried on the other half. Channels that one half hardly uses would otherwise
     be smoothed to the brim, and saturate with other questions.
@@ -134,9 +140,9 @@ def search(candidates: Sequence[Candidate], rule: Rule, exponents: Sequence[floa
     choices = [smoothed(seen, exponent, powers) for exponent in exponents] if seen else []
     if len(choices) <= 1:
         return choices[0] if choices else Smoothed()
-    choices.insert(0, Smoothed())
-    errors = [float(np.mean([_error(item, choice, rule) for item in seen])) for choice in choices]
-    return choices[int(np.argmin(errors))]
+    none, *errors = (float(np.mean([_error(item, choice, rule) for item in seen])) for choice in [Smoothed(), *choices])
+    best = int(np.argmin(errors))
+    return choices[best] if errors[best] < PAYS * none else Smoothed()
 
 
 def _error(matrix: Candidate, choice: Smoothed, rule: Rule) -> float:
@@ -160,9 +166,12 @@ def _scale(observed: Observed, factor: Floats) -> float:
     return max(float((observed.absmax / factor).max()), 1e-30) / LARGEST
 
 
-def importance(observed: Observed, factor: Floats, rule: Rule) -> npt.NDArray[np.float64] | None:
-    """That of the channels after smoothing; None where the weights' scales are not searched."""
-    return observed.importance / factor.astype(np.float64) ** 2 if rule.clipping else None
+def weighting(observed: Observed, factor: Floats, rule: Rule) -> Weighting | None:
+    """What errors in the smoothed weights weigh; None where the weights' scales are not searched."""
+    if not rule.clipping:
+        return None
+    rows = observed.weighted_rows(WEIGHTING_ROWS) / factor
+    return Weighting(observed.importance / factor.astype(np.float64) ** 2, rows)
 
 
 def input_scale(matrix: Candidate, choice: Smoothed, rule: Rule) -> float | None:

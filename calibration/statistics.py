@@ -134,6 +134,18 @@ class Observed:
         shares = [phase.mean_square / phase.mean_square.mean() for phase in self.phases if phase.squares.any()]
         return np.mean(shares, axis=0) if shares else np.ones(self.prompt.channels)
 
+    def weighted_rows(self, most: int) -> Rows:
+        """Rows of the samples, of each phase at most so many, with the weights of ``importance``: [rows, channels].
+
+        The sum of their squares in a channel is its importance, as far as the sample tells.
+        """
+        phases = [phase for phase in self.phases if phase.squares.any()]
+        rows = [np.empty((0, self.prompt.channels), np.float32)]
+        for phase in phases:
+            sample = phase.sample[:most]
+            rows.append(sample / np.float32(np.sqrt(len(phases) * len(sample) * phase.mean_square.mean())))
+        return np.concatenate(rows)
+
 
 def nothing(channels: int) -> tuple[Observed, ...]:
     """Both halves, before any row."""

@@ -70,6 +70,8 @@ def test_both_phases_count_equally() -> None:
     observed.prompt.update(np.tile(np.array([[300, 0]], np.float32), (1000, 1)), priorities(0, 0, 0, 0, 1000))
     observed.generated.update(np.array([[0, 1]], np.float32), priorities(0, 0, 1, 0, 1))
     np.testing.assert_allclose(observed.importance, [1, 1])
+    np.testing.assert_allclose(np.square(observed.weighted_rows(2000)).sum(axis=0), [1, 1], rtol=1e-5)
+    assert observed.weighted_rows(3).shape == (4, 2)
     assert observed.rows == 1001
     np.testing.assert_array_equal(observed.absmax, [300, 1])
     np.testing.assert_array_equal(empty.importance, [1, 1])
