@@ -15,6 +15,7 @@ from calibration.parts import Part, parts, size, write
 from calibration.plan import QuantizationPlan
 from calibration.rewrite import rewrite
 from calibration.weights import DecoderWeights
+from plugins_trt.function import OPSET
 from plugins_trt.schema import DOMAIN, VERSION, W8A8
 from runtime.bundle import (
     CPU,
@@ -22,6 +23,7 @@ from runtime.bundle import (
     DECODER_WEIGHTS,
     MODES,
     QDQ,
+    RECORDING,
     W4A16,
     Bundle,
     Manifest,
@@ -58,11 +60,11 @@ def write_quantized(
         CalibrationError: the source is quantized already, or the plan does not fit it or the form.
         BundleError: the target cannot be written.
     """
-    check_source(source.manifest, plan.mode, form)
+    check_source(source.manifest, plan.mode, form, kv_cache=bool(plan.caches))
     weights = DecoderWeights(source, plan.smoothing)
-    decoder = parts(rewrite(weights, plan, form), form, source.manifest.model)
+    decoder = parts(rewrite(weights, plan, form), form, source.manifest.model, plan.caches)
     with BundleWriter(target, overwrite) as writer:
-        kept = [name for name in source.manifest.files if name not in (DECODER_GRAPH, DECODER_WEIGHTS)]
+        kept = [name for name in source.manifest.files if _is_shared(name)]
         # Graphs, and zeros between weights, are a few megabytes.
         writer.require_space(size(decoder) + sum(source.manifest.files[name].size for name in kept) + (16 << 20))
         with nullcontext(_NoBar()) if make_bar is None else make_bar(size(decoder)) as bar:
@@ -76,7 +78,7 @@ def write_quantized(
         return writer.commit(_manifest(source.manifest, plan, form, decoder))
 
 
-def check_source(manifest: Manifest, mode: str, form: str) -> None:
+def check_source(manifest: Manifest, mode: str, form: str, kv_cache: bool = False) -> None:
     """Whether a bundle can be quantized so at all, before any work.
 
     Raises:
@@ -101,6 +103,21 @@ def check_source(manifest: Manifest, mode: str, form: str) -> None:
         raise CalibrationError(
             f"ONNX Runtime's CPU kernels scale activations themselves, so {mode} is not for them: choose w8a16"
         )
+    if form != CPU and kv_cache:
+        raise CalibrationError(
+            f"INT8 caches are for ONNX Runtime on a CPU, and form {form} is not: choose --form cpu, or leave out "
+            "--kv-cache"
+        )
+    if kv_cache and manifest.opset < OPSET:
+        raise CalibrationError(
+            f"INT8 caches need graphs of opset {OPSET}, and the bundle's are of {manifest.opset}: export it with no "
+            "--target"
+        )
+
+
+def _is_shared(name: str) -> bool:
+    """Whether a file of the source is as good for what is made of it: a recorded set is of the decoder before."""
+    return name not in (DECODER_GRAPH, DECODER_WEIGHTS) and Path(name).parts[0] != RECORDING
 
 
 class _NoBar:
@@ -140,4 +157,5 @@ def quantization(plan: QuantizationPlan, form: str) -> Quantization:
         experts=tuple(e for e in ("text", "visual") if any(f".feed_forward.{e}_" in name for name in names)),
         attention=any(".attention." in name for name in names),
         lm_head="lm_head.weight" in names,
+        kv_cache=bool(plan.caches),
     )

@@ -41,7 +41,7 @@ class Options:
 
     Attributes:
         experts: ``text``, or ``text`` and ``visual``.
-        attention, lm_head: quantize these too.
+        attention, lm_head, kv_cache: quantize these too.
         choice: how scales are chosen.
         form: ``qdq`` or ``cpu``; None for what fits the bundle that is quantized.
         seed: of what is random.
@@ -54,6 +54,7 @@ class Options:
     experts: tuple[str, ...] = ("text",)
     attention: bool = False
     lm_head: bool = False
+    kv_cache: bool = False
     choice: Choice = field(default_factory=Choice)
     form: str | None = None
     seed: int = 0
@@ -108,7 +109,7 @@ def calibrate(
     form = options.form_for(source)
     BundleWriter(output, overwrite)  # refuses a target that exists before any work
     check_source(bundle.manifest, options.choice.mode, form=QDQ)
-    check_source(source.manifest, options.choice.mode, form)
+    check_source(source.manifest, options.choice.mode, form, options.kv_cache)
     try:
         record_file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -123,7 +124,7 @@ def calibrate(
     check_examples(asker, [*examples, *tests], make_progress("reading", len(examples) + len(tests)))
     record = _observe(bundle, graph, sites, examples, options, record_file, say, make_progress)
     started = time.perf_counter()
-    chosen = choose(bundle, sites, record, options.choice, make_progress("scales", len(sites)))
+    chosen = choose(bundle, sites, record, options.choice, make_progress("scales", len(sites)), options.kv_cache)
     say(f"chose the scales of {len(sites)} matrices in {time.perf_counter() - started:.0f} s")
 
     say(f"measuring with {len(tests)} other questions")
@@ -226,6 +227,7 @@ def _report(
             "experts": list(options.experts),
             "attention": options.attention,
             "lm_head": options.lm_head,
+            "kv_cache": options.kv_cache,
             "weights": options.choice.weights,
             "activations": options.choice.activations if options.choice.mode == "w8a8" else None,
             "smoothing": options.choice.smoothing,

@@ -64,15 +64,16 @@ def weights_size(bundle: Bundle, plan: QuantizationPlan, form: str) -> int:
 
 def _decoder(bundle: Bundle, plan: QuantizationPlan, form: str) -> tuple[DecoderWeights, list[Part]]:
     weights = DecoderWeights(bundle, plan.smoothing)
-    return weights, parts(rewrite(weights, plan, form), form, bundle.manifest.model)
+    return weights, parts(rewrite(weights, plan, form), form, bundle.manifest.model, plan.caches)
 
 
 def without(plan: QuantizationPlan, layers: Collection[int | None]) -> QuantizationPlan:
-    """A plan that leaves some layers as they are, their smoothing included; None is the head."""
+    """A plan that leaves some layers as they are, their smoothing and caches included; None is the head."""
     return QuantizationPlan(
         plan.mode,
         tuple(matrix for matrix in plan.matrices if layer_of(matrix.name) not in layers),
         tuple(item for item in plan.smoothing if item.layer not in layers),
+        tuple(item for item in plan.caches if item.layer not in layers),
     )
 
 
@@ -83,7 +84,7 @@ def only(plan: QuantizationPlan, layer: int | None) -> QuantizationPlan:
 
 def layers_of(plan: QuantizationPlan) -> set[int | None]:
     """The layers that a plan quantizes; None is the head."""
-    return {layer_of(matrix.name) for matrix in plan.matrices}
+    return {layer_of(matrix.name) for matrix in plan.matrices} | {item.layer for item in plan.caches}
 
 
 def layer_of(matrix: str) -> int | None:

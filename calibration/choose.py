@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.errors import CalibrationError
-from calibration.plan import MatrixPlan, QuantizationPlan, Smoothing
-from calibration.quantize import LARGEST, quantize
+from calibration.plan import CachePlan, MatrixPlan, QuantizationPlan, Smoothing
+from calibration.quantize import LARGEST, absmax_scale, quantize
 from calibration.record import Record
 from calibration.scales import weight_scale
 from calibration.sites import Site
@@ -32,6 +32,10 @@ from calibration.weights import DecoderWeights
 from runtime.bundle import Bundle
 
 Floats = npt.NDArray[np.float32]
+
+HEADROOM = np.float32(1.25)
+"""How much larger than all that was observed what lies in a cache may be before it is clipped: a clipped key costs far
+more than steps a quarter wider (``docs/performance.md``)."""
 
 SAMPLE = 256
 """Rows of activations of each phase that errors are told of."""
@@ -102,7 +106,12 @@ class Chosen:
 
 
 def choose(
-    bundle: Bundle, sites: Sequence[Site], record: Record, choice: Choice, progress: Callable[[int], object]
+    bundle: Bundle,
+    sites: Sequence[Site],
+    record: Record,
+    choice: Choice,
+    progress: Callable[[int], object],
+    kv_cache: bool = False,
 ) -> Chosen:
     """Chooses smoothing and scales.
 
@@ -112,6 +121,7 @@ def choose(
         record: the observations.
         choice: how.
         progress: called with 1 for each matrix that is done.
+        kv_cache: scales of the caches too.
 
     Raises:
         CalibrationError: the record does not fit.
@@ -139,7 +149,14 @@ def choose(
             matrices.append(plan)
             reports.append(report)
             progress(1)
-    return Chosen(QuantizationPlan(choice.mode, tuple(matrices), tuple(smoothings)), reports)
+    caches = tuple(_cache(layer, record) for layer in range(bundle.manifest.model.num_hidden_layers) if kv_cache)
+    return Chosen(QuantizationPlan(choice.mode, tuple(matrices), tuple(smoothings), caches), reports)
+
+
+def _cache(layer: int, record: Record) -> CachePlan:
+    """Scales with which the largest magnitude of each channel, and ``HEADROOM``, becomes the largest INT8 number."""
+    largest = (record.caches[f"{layer}.{kind}"] * HEADROOM for kind in ("key", "value"))
+    return CachePlan(layer, *(absmax_scale(item.reshape(-1, 1)).reshape(item.shape) for item in largest))
 
 
 def _smooth(layer: int, candidates: dict[str, Candidate], choice: Choice, found: dict[str, Smoothed]) -> Smoothing:

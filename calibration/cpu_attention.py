@@ -9,34 +9,46 @@ result.
 The node takes several sequences at once when each has one row, or when their caches are empty, not otherwise. The
 position of row i is ``write_indices`` + i for the node, so that ``position_ids`` is not asked for any more, and the
 mask is that of causal attention: both as the runtime gives them to the graph with the standard operators.
+
+Where a layer's caches are INT8, ``calibration.cpu_caches`` has what stands in place of the node.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from calibration.cpu_caches import FEW, FEW_ROWS, POSITIONS, check_caches, over_int8, store_in_int8
 from calibration.cpu_experts import prune
 from calibration.errors import CalibrationError
+from calibration.plan import CachePlan
 from plugins_trt.function import CPU_DOMAIN
-from runtime.backends.graph import INPUTS_EMBEDS, POSITION_IDS, WRITE_INDICES
+from runtime.backends.graph import INPUTS_EMBEDS, PAST, POSITION_IDS, WRITE_INDICES
 from runtime.bundle import ModelFacts
 
 _LAST_KEY, _LENGTH = "attention.last_key", "attention.length"
 """Inputs that all layers share, int32: index of each sequence's last key, [batch], and tokens of the longest."""
 
 
-def group_query_attention(model: onnx.ModelProto, facts: ModelFacts) -> None:
+def group_query_attention(model: onnx.ModelProto, facts: ModelFacts, caches: Sequence[CachePlan] = ()) -> None:
     """Rewrites every attention of a decoder, in place; one that has none of opset 24 stays as it is.
 
+    Args:
+        model: the decoder.
+        facts: of it.
+        caches: those to store in INT8.
+
     Raises:
-        CalibrationError: attention of another form.
+        CalibrationError: attention of another form, or plans of caches that do not fit.
     """
-    graph = model.graph
+    graph, int8 = model.graph, check_caches(caches, facts)
     attentions = [node for node in graph.node if node.op_type == "Attention"]
     if not attentions:
+        assert not caches  # noqa: S101 - calibration.bundle.check_source refuses graphs of older operators
         return
     made_by = {output: node for node in graph.node for output in node.output}
     used_by = {name: node for node in graph.node for name in node.input}
@@ -44,7 +56,8 @@ def group_query_attention(model: onnx.ModelProto, facts: ModelFacts) -> None:
     dropped: set[str] = set()
     for attention in attentions:
         nodes, gone = _node(attention, made_by, used_by, facts)
-        replaced[attention.name] = nodes
+        plan = int8.get(int(nodes[0].input[3].removeprefix(PAST).split(".")[0]))
+        replaced[attention.name] = nodes if plan is None else [over_int8(nodes[0], plan), *nodes[1:]]
         dropped |= gone
     nodes = _shared()
     for node in graph.node:
@@ -56,6 +69,8 @@ def group_query_attention(model: onnx.ModelProto, facts: ModelFacts) -> None:
     graph.node.extend(nodes)
     if all(entry.domain != CPU_DOMAIN for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid(CPU_DOMAIN, 1))
+    if caches:
+        store_in_int8(model, caches, facts)
     prune(graph)
 
 
@@ -111,9 +126,9 @@ def _node(
 
 
 def _shared() -> list[onnx.NodeProto]:
-    def constant(name: str, number: int) -> onnx.NodeProto:
-        value = numpy_helper.from_array(numpy_helper.to_array(helper.make_tensor("", TensorProto.INT64, (), [number])))
-        return helper.make_node("Constant", [], [name], name=name, value=value)
+    def constant(name: str, value: int | list[int]) -> onnx.NodeProto:
+        tensor = numpy_helper.from_array(np.array(value, np.int64))
+        return helper.make_node("Constant", [], [name], name=name, value=tensor)
 
     def node(op_type: str, inputs: list[str], result: str, **attributes: Any) -> onnx.NodeProto:  # noqa: ANN401
         return helper.make_node(op_type, inputs, [result], name=result, **attributes)
@@ -128,4 +143,13 @@ def _shared() -> list[onnx.NodeProto]:
         node("Add", [f"{_LAST_KEY}.wide", "attention.one"], f"{_LENGTH}.each"),
         node("ReduceMax", [f"{_LENGTH}.each"], f"{_LENGTH}.wide", keepdims=0),
         node("Cast", [f"{_LENGTH}.wide"], _LENGTH, to=TensorProto.INT32),
+        # What only INT8 caches ask for; taken out where there are none.
+        constant(f"{FEW_ROWS}.most", FEW),
+        node("LessOrEqual", [f"{count}.shape", f"{FEW_ROWS}.most"], FEW_ROWS),
+        constant("attention.zero", 0),
+        constant("attention.column", [-1, 1]),
+        node("Squeeze", [f"{count}.shape"], f"{count}.number"),
+        node("Range", ["attention.zero", f"{count}.number", "attention.one"], f"{POSITIONS}.steps"),
+        node("Reshape", [WRITE_INDICES, "attention.column"], f"{POSITIONS}.first"),
+        node("Add", [f"{POSITIONS}.first", f"{POSITIONS}.steps"], POSITIONS),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +46,17 @@ def inspect(file: Path) -> str:
                 f"{float(absmax.max()) / middle:.3g}" if middle else "–",
             )
         )
+    caches: list[tuple[str, ...]] = [("cache", "largest", "outliers")]
+    for name, largest in record.caches.items():
+        middle = float(np.median(largest))
+        caches.append((name, f"{largest.max():.4g}", f"{float(largest.max()) / middle:.3g}" if middle else "–"))
+    note = "outliers: the largest magnitude of a channel, over that of the middle channel"
+    return "\n".join([*lines, *_table(rows), "", *_table(caches), "", note])
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    lines += [
+    return [
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
         for row in rows
     ]
-    return "\n".join([*lines, "", "outliers: the largest magnitude of a channel, over that of the middle channel"])

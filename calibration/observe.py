@@ -1,4 +1,4 @@
-"""Observation: the bundle answers questions on ONNX Runtime, and what reaches its matrices is counted.
+"""Observation: the bundle answers questions on ONNX Runtime; what reaches its matrices and its caches is counted.
 
 The decoder that runs is the bundle's own, with the bodies of its operators brought to light; its weights stay in the
 mapped file. All inputs of one piece of a prompt (``runtime.generation.CHUNK`` tokens) are in memory at once, at full
@@ -25,6 +25,7 @@ from calibration.record import Record
 from calibration.sites import Site, expose
 from calibration.statistics import HALVES, PHASES, priorities
 from runtime.backends import Array
+from runtime.backends.graph import PAST
 from runtime.backends.onnxruntime import OnnxRuntimeContext
 from runtime.bundle import DECODER_GRAPH, Bundle
 from runtime.model import Model
@@ -35,22 +36,36 @@ SAVE_EVERY = 30.0
 Seen = Callable[[str, npt.NDArray[Any]], None]
 """Told a matrix and the rows in front of it, [rows, channels]."""
 
+SeenCache = Callable[[str, npt.NDArray[Any]], None]
+"""Told a cache and what a piece of a sequence wrote into it, [kv_heads, rows, head_dim]."""
+
+
+_NOT_FINITE = "the bundle's weights or number format do not fit; export it again, as fp32"
+
 
 class ObservingBackend(GraphBackend):
-    """ONNX Runtime over a bundle, telling ``seen`` the inputs of some matrices after each piece of a sequence.
+    """ONNX Runtime over a bundle, telling the inputs of some matrices, and new keys and values, after each piece of a
+    sequence.
 
     Args:
         bundle: what to run.
         graph: its decoder without weights.
         sites: the matrices.
         seen: told each matrix once a piece.
+        seen_cache: told each cache once a piece.
         threads: as the runtime takes them.
     """
 
     def __init__(
-        self, bundle: Bundle, graph: onnx.ModelProto, sites: Sequence[Site], seen: Seen, threads: int | None = None
+        self,
+        bundle: Bundle,
+        graph: onnx.ModelProto,
+        sites: Sequence[Site],
+        seen: Seen,
+        seen_cache: SeenCache,
+        threads: int | None = None,
     ) -> None:
-        self.sites, self.seen = sites, seen
+        self.sites, self.seen, self.seen_cache = sites, seen, seen_cache
         super().__init__(bundle, {DECODER_GRAPH: expose(graph, sites)}, {}, threads)
 
     def new_context(self) -> OnnxRuntimeContext:
@@ -74,6 +89,9 @@ class _ObservingContext(OnnxRuntimeContext):
         logits = super().forward(inputs_embeds, visual_mask, start)
         for site, value in zip(self._observer.sites, self._binding.get_outputs(), strict=False):
             self._observer.seen(site.matrix, value.numpy())
+        rows = slice(start, start + len(inputs_embeds))
+        for (past, _), cache in zip(self._pairs, self._caches, strict=True):
+            self._observer.seen_cache(past.removeprefix(PAST), cache[0, :, rows])
         return logits
 
 
@@ -105,7 +123,7 @@ def observe(
         CalibrationError: values that are not finite, with the layer and the example; or no row ever reached a matrix.
     """
     observation = _Observation(record, sites)
-    backend = ObservingBackend(bundle, graph, sites, observation.take, threads)
+    backend = ObservingBackend(bundle, graph, sites, observation.take, observation.take_cache, threads)
     asker = Asker(Model(bundle, backend), record.origin.max_tiles, record.origin.max_new_tokens)
     progress(record.done)
     saved = time.monotonic()
@@ -141,10 +159,14 @@ class _Observation:
         drawn = priorities(self._record.origin.seed, self._example, self.phase, piece, len(rows))
         half = self._record.observed[matrix][self._example % HALVES]
         if not getattr(half, PHASES[self.phase]).update(rows, drawn):
-            raise CalibrationError(
-                f"{matrix}: its input has NaN or infinite values in {self._place}: "
-                "the bundle's weights or number format do not fit; export it again, as fp32"
-            )
+            raise CalibrationError(f"{matrix}: its input has NaN or infinite values in {self._place}: {_NOT_FINITE}")
+
+    def take_cache(self, cache: str, rows: npt.NDArray[Any]) -> None:
+        largest = np.abs(rows).max(axis=1).astype(np.float32)
+        if not np.isfinite(largest).all():
+            raise CalibrationError(f"the cache {cache} has NaN or infinite values in {self._place}: {_NOT_FINITE}")
+        known = self._record.caches.get(cache)
+        self._record.caches[cache] = largest if known is None else np.maximum(known, largest)
 
 
 def _ask(asker: Asker, example: Example, observation: _Observation) -> None:

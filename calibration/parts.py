@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from calibration.contents import Content, place
 from calibration.cpu_attention import group_query_attention
 from calibration.cpu_experts import for_expert
-from calibration.rewrite import Content, Rewritten, place
+from calibration.plan import CachePlan
+from calibration.rewrite import Rewritten
 from runtime.bundle import (
     CPU,
     DECODER_GRAPH,
@@ -32,21 +34,21 @@ class Part:
     contents: Mapping[str, Content]
 
 
-def parts(rewritten: Rewritten, form: str, facts: ModelFacts) -> list[Part]:
-    """The graphs of a decoder in a form.
+def parts(rewritten: Rewritten, form: str, facts: ModelFacts, caches: Sequence[CachePlan] = ()) -> list[Part]:
+    """The graphs of a decoder in a form; ``caches`` are those to store in INT8, in form ``cpu`` alone.
 
     In form ``cpu`` each kind of tokens has a graph with its own experts alone (``calibration.cpu_experts``), so that a
     conversation of text never opens the visual experts' weights: ONNX Runtime copies what ``MatMulNBits`` takes into a
     layout of its own, all of it, when it opens a graph. What both use lies in the text decoder's file.
 
     Raises:
-        CalibrationError: a decoder of another form than this monoedge exports.
+        CalibrationError: a decoder of another form than this monoedge exports, or plans of caches that do not fit it.
     """
     if form != CPU:
         return [Part(DECODER_GRAPH, DECODER_WEIGHTS, rewritten.model, rewritten.contents)]
     whole = onnx.ModelProto()
     whole.CopyFrom(rewritten.model)
-    group_query_attention(whole, facts)
+    group_query_attention(whole, facts, caches)
     text, visual = for_expert(whole, "text"), for_expert(whole, "visual")
     first = _placed(text.graph, rewritten.contents, DECODER_WEIGHTS, {})
     shared = {tensor.name: tensor for tensor in text.graph.initializer}

@@ -52,17 +52,34 @@ class Smoothing:
 
 
 @dataclass(frozen=True)
+class CachePlan:
+    """How one layer's keys, as they lie in the cache, and values are stored in INT8, in form ``cpu`` alone.
+
+    Attributes:
+        layer: index of the layer.
+        key, value: scales, float32 [kv_heads, head_dim], positive: one a channel of a head.
+    """
+
+    layer: int
+    key: Vector
+    value: Vector
+
+
+@dataclass(frozen=True)
 class QuantizationPlan:
     """Everything that distinguishes a quantized bundle from its source.
 
-    Matrices that are not named stay as they are. An expert's gate_up and down are named together, or neither.
+    Matrices and caches that are not named stay as they are. An expert's gate_up and down are named together, or
+    neither.
 
     Attributes:
         mode: one of ``runtime.bundle.MODES``; with ``w8a8`` every matrix has an ``input_scale``, otherwise none.
         matrices: in any order.
         smoothing: at most one a layer.
+        caches: at most one a layer.
     """
 
     mode: str
     matrices: tuple[MatrixPlan, ...]
     smoothing: tuple[Smoothing, ...] = ()
+    caches: tuple[CachePlan, ...] = ()

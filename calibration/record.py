@@ -10,17 +10,20 @@ import json
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from calibration.errors import CalibrationError
-from calibration.statistics import HALVES, PHASES, Observed, Statistics, nothing
+from calibration.statistics import HALVES, PHASES, Observed, Rows, Statistics, nothing
 from runtime.bundle import REQUIRED_FILES, Manifest
 
-FORMAT = "monoedge-observation-1"
+FORMAT = "monoedge-observation-2"
+"""1 had no caches."""
+
+_ADVICE = "delete it, or name another file with --record"
 
 _ARRAYS = ("low", "high", "squares", "sample", "priorities")
 
@@ -58,11 +61,15 @@ class Record:
         origin: what they are of.
         done: how many of the examples have been observed.
         observed: both halves of the examples, by name of the matrix.
+        caches: the largest magnitude of each channel of what lay in a cache, keys after they are turned by their
+            positions: float32 [kv_heads, head_dim], by the names of ``runtime.backends.graph.cache_names``; empty
+            before any row.
     """
 
     origin: Origin
     done: int
     observed: dict[str, tuple[Observed, ...]]
+    caches: dict[str, Rows] = field(default_factory=dict)
 
     @classmethod
     def nothing(cls, origin: Origin, channels: Sequence[int]) -> Record:
@@ -88,6 +95,8 @@ class Record:
                 statistics: Statistics = getattr(halves[half], phase)
                 header["rows"][place] = statistics.rows
                 arrays |= {f"{place}/{kind}": getattr(statistics, kind) for kind in _ARRAYS}
+        header["caches"] = list(self.caches)
+        arrays |= {_cache_place(name): largest for name, largest in self.caches.items()}
         arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
         try:
             with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as stream:
@@ -108,16 +117,20 @@ class Record:
         """Reads a record.
 
         Raises:
-            CalibrationError: no record, or a damaged one.
+            CalibrationError: no record, or one of another monoedge, or a damaged one.
         """
         try:
             with np.load(file, allow_pickle=False) as arrays:
                 header = json.loads(arrays["header"].tobytes())
                 if header["format"] != FORMAT:
-                    raise ValueError(f"format {header['format']!r}, expected {FORMAT!r}")
+                    raise CalibrationError(
+                        f"{file} is a record of another version of monoedge ({header['format']}, this one reads "
+                        f"{FORMAT}): {_ADVICE}"
+                    )
                 origin = _origin(header["origin"])
                 observed = {name: _observed(arrays, header["rows"], name) for name in origin.matrices}
-                return cls(origin, int(header["done"]), observed)
+                caches = {name: _largest(arrays[_cache_place(name)], name) for name in header["caches"]}
+                return cls(origin, int(header["done"]), observed, caches)
         except FileNotFoundError:
             raise CalibrationError(f"{file}: no such record") from None
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
@@ -130,19 +143,18 @@ class Record:
         Raises:
             CalibrationError: it is of another; with what differs.
         """
-        advice = "delete it, or name another file with --record"
         if self.origin.bundle != origin.bundle:
-            raise CalibrationError(f"{file} is the record of another bundle ({self.origin.name}): {advice}")
+            raise CalibrationError(f"{file} is the record of another bundle ({self.origin.name}): {_ADVICE}")
         missing = set(origin.matrices) - set(self.origin.matrices)
         if missing:
             raise CalibrationError(
-                f"{file} lacks {min(missing)} and {len(missing) - 1} more of the matrices to quantize: {advice}"
+                f"{file} lacks {min(missing)} and {len(missing) - 1} more of the matrices to quantize: {_ADVICE}"
             )
         for item in fields(Origin):
             given, wanted = getattr(self.origin, item.name), getattr(origin, item.name)
             if given != wanted and item.name not in {"name", "matrices"}:
                 what = "other data" if item.name == "data" else f"{item.name} {given}, not {wanted}"
-                raise CalibrationError(f"{file} is a record with {what}: {advice}")
+                raise CalibrationError(f"{file} is a record with {what}: {_ADVICE}")
 
 
 def bundle_hash(manifest: Manifest) -> str:
@@ -157,6 +169,16 @@ def _origin(values: dict[str, Any]) -> Origin:
 def _places(name: str) -> list[tuple[str, tuple[int, str]]]:
     """Where the statistics of one matrix are in the file, and of which half and phase they are."""
     return [(f"{name}/{half}/{phase}", (half, phase)) for half in range(HALVES) for phase in PHASES]
+
+
+def _cache_place(name: str) -> str:
+    return f"caches/{name}"
+
+
+def _largest(array: Any, name: str) -> Rows:  # noqa: ANN401 - whatever lies in the file
+    if array.dtype != np.float32 or array.ndim != 2 or not (np.isfinite(array) & (array >= 0)).all():
+        raise ValueError(f"the cache {name} has {array.dtype} {list(array.shape)}")
+    return np.asarray(array)
 
 
 def _observed(arrays: Any, rows: dict[str, int], name: str) -> tuple[Observed, ...]:  # noqa: ANN401 - numpy's NpzFile

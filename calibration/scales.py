@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from calibration.quantize import LARGEST, absmax_scale
 
@@ -69,10 +72,10 @@ def weight_scale(weight: Floats, weighting: Weighting | None) -> Floats:
     channels = (CHANNELS_SHARE * weighting.channels).astype(np.float32)
     rows = np.ascontiguousarray(weighting.rows.T)
     step = max(1, _CACHED // weight.shape[1])
-    starts = range(0, len(weight), step)
-    scales = [
-        _best_scale(weight[start : start + step], absmax[start : start + step], channels, rows) for start in starts
-    ]
+    blocks = [slice(start, start + step) for start in range(0, len(weight), step)]
+    # A thread a block: most of the work is on single numbers, which numpy gives one core, and its BLAS all of them.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as threads:
+        scales = list(threads.map(lambda block: _best_scale(weight[block], absmax[block], channels, rows), blocks))
     return np.concatenate(scales) if scales else absmax
 
 

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from export import recording_files as files
     from export import recording_format as form
     from export import recording_make as make
-    from runtime.bundle import Bundle
+    from runtime.bundle import RECORDING, Bundle
     from runtime.errors import OptionError
 
     if arguments.max_length is not None and arguments.output is None:
@@ -54,10 +54,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         ) as bar:
             recorded = make.record(bundle, bar.update)
         make.put(bundle, recorded)
-        _say(f"{bundle.path(form.FOLDER)}: recorded" + (f", since {reason}" if reason else " again"))
+        _say(f"{bundle.path(RECORDING)}: recorded" + (f", since {reason}" if reason else " again"))
         bundle = Bundle(arguments.bundle)
     elif arguments.output is None:
-        _say(f"{bundle.path(form.FOLDER)} is up to date; --overwrite records it again")
+        _say(f"{bundle.path(RECORDING)} is up to date; --overwrite records it again")
     if arguments.output is not None:
         recording = form.read(bundle)
         length = files.choose_length(bundle, recording, arguments.max_length)

@@ -31,17 +31,23 @@ from runtime.backends.graph import (
     WRITE_INDICES,
     cache_names,
 )
-from runtime.bundle import DECODER_GRAPH, PRECISIONS, VISION_GRAPH, Bundle, Manifest, ModelFacts, sha256_of
+from runtime.bundle import (
+    DECODER_GRAPH,
+    PRECISIONS,
+    RECORDING,
+    VISION_GRAPH,
+    Bundle,
+    Manifest,
+    ModelFacts,
+    sha256_of,
+)
 from runtime.engines import WEIGHTS
 from runtime.errors import BundleError
 
 Array = npt.NDArray[Any]
 Values = dict[str, Array]
 
-FOLDER = "recording"
-"""The folder of a bundle that the recorded set lies in."""
-
-MADE_OF = f"{FOLDER}/made_of.json"
+MADE_OF = f"{RECORDING}/made_of.json"
 """Which files were recorded, by their SHA-256, and what ran them."""
 
 GRAPHS = {VISION_GRAPH: "vision", DECODER_GRAPH: "decoder"}
@@ -53,12 +59,12 @@ CLASS = "polygraphy_class"
 
 def inputs_file(graph: str) -> str:
     """Polygraphy's ``--load-inputs``."""
-    return f"{FOLDER}/{GRAPHS[graph]}.inputs.json"
+    return f"{RECORDING}/{GRAPHS[graph]}.inputs.json"
 
 
 def outputs_file(graph: str) -> str:
     """Polygraphy's ``--load-outputs``."""
-    return f"{FOLDER}/{GRAPHS[graph]}.outputs.json"
+    return f"{RECORDING}/{GRAPHS[graph]}.outputs.json"
 
 
 FILES = (*(name(graph) for graph in GRAPHS for name in (inputs_file, outputs_file)), MADE_OF)

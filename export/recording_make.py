@@ -26,7 +26,7 @@ from runtime.backends.graph import (
     VISUAL_MASK,
     WRITE_INDICES,
 )
-from runtime.bundle import CHAT_TEMPLATE, DECODER_GRAPH, TOKENIZER, VISION_GRAPH, Bundle
+from runtime.bundle import CHAT_TEMPLATE, DECODER_GRAPH, RECORDING, TOKENIZER, VISION_GRAPH, Bundle
 from runtime.bundle_writer import HashingFile, rewrite_manifest
 from runtime.conversation import Conversation
 from runtime.engines import WEIGHTS
@@ -126,7 +126,7 @@ def put(bundle: Bundle, files: dict[str, bytes]) -> None:
         BundleError: the bundle cannot be written.
     """
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{form.FOLDER}.partial-", dir=bundle.folder))
+        folder = Path(tempfile.mkdtemp(prefix=f".{RECORDING}.partial-", dir=bundle.folder))
         try:
             records = {}
             for name, data in files.items():
@@ -137,9 +137,9 @@ def put(bundle: Bundle, files: dict[str, bytes]) -> None:
             others = {name: item for name, item in bundle.manifest.files.items() if name not in form.FILES}
             # While files are replaced, the manifest names none of them.
             rewrite_manifest(bundle.folder, lambda manifest: replace(manifest, files=others))
-            shutil.rmtree(bundle.path(form.FOLDER), ignore_errors=True)
+            shutil.rmtree(bundle.path(RECORDING), ignore_errors=True)
             folder.chmod(0o755)
-            folder.rename(bundle.path(form.FOLDER))
+            folder.rename(bundle.path(RECORDING))
             files_now = dict(sorted((others | records).items()))
             rewrite_manifest(bundle.folder, lambda manifest: replace(manifest, files=files_now))
         finally:

@@ -43,7 +43,8 @@ def _loaded(bundle: str, backend: str | None, threads: int | None) -> Loaded:
             "name": f"{bundle}: {manifest.name}, Mono-InternVL {sizes.version}, {sizes.num_hidden_layers} layers, "
             f"hidden {sizes.hidden_size}",
             "precision": manifest.precision
-            + (f", {quantization.mode} in form {quantization.form}" if quantization else ""),
+            + (f", {quantization.mode} in form {quantization.form}" if quantization else "")
+            + (", INT8 caches" if quantization and quantization.kv_cache else ""),
             "computes": model.backend.description,
         },
         weight_bytes=lambda: weight_bytes(manifest),

@@ -32,6 +32,8 @@ VISUAL_DECODER_GRAPH, VISUAL_DECODER_WEIGHTS = "decoder_visual.onnx", "decoder_v
 EMBEDDINGS = "token_embeddings.bin"
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.json"
+RECORDING = "recording"
+"""The folder of a bundle that a recorded set lies in, which ``export.recording`` makes: it is of these very graphs."""
 REQUIRED_FILES = (
     VISION_GRAPH,
     VISION_WEIGHTS,
@@ -123,6 +125,8 @@ class Quantization:
         experts: ``text``, or ``text`` and ``visual``; empty where none is.
         attention: the attention's matrices too; of experts, those of ``experts``.
         lm_head: the head's matrix too.
+        kv_cache: caches too, of all layers or some, as their graph inputs say; in form ``CPU`` alone. Left out of
+            manifests where it is false, so that a runtime from before it was there refuses the others only.
     """
 
     mode: str
@@ -130,6 +134,7 @@ class Quantization:
     experts: tuple[str, ...]
     attention: bool
     lm_head: bool
+    kv_cache: bool = False
 
     def __post_init__(self) -> None:
         # Raised by what a newer monoedge wrote, or by what is damaged.
@@ -140,8 +145,12 @@ class Quantization:
             )
         if not set(self.experts) <= {"text", "visual"}:
             raise BundleError(f"the bundle has quantized experts {list(self.experts)}: update monoedge")
-        if type(self.attention) is not bool or type(self.lm_head) is not bool:
-            raise TypeError("attention and lm_head should be true or false")
+        if any(type(part) is not bool for part in (self.attention, self.lm_head, self.kv_cache)):
+            raise TypeError("attention, lm_head and kv_cache should be true or false")
+        if self.kv_cache and self.form != CPU:
+            raise BundleError(
+                f"the bundle has INT8 caches in form {self.form}, this runtime reads them in {CPU}: update monoedge"
+            )
 
 
 @dataclass(frozen=True)
@@ -183,6 +192,8 @@ class Manifest:
         for optional in ("engines", "quantization"):
             if not values[optional]:
                 del values[optional]
+        if self.quantization is not None and not self.quantization.kv_cache:
+            del values["quantization"]["kv_cache"]
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod

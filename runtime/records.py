@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
 from runtime.errors import BundleError
@@ -12,7 +12,9 @@ T = TypeVar("T")
 
 
 def read_record(kind: type[T], data: object, what: str) -> T:
-    """A dataclass from a JSON object with exactly its fields as keys; lists become tuples.
+    """A dataclass from a JSON object with exactly its fields as keys; those with a default may be missing.
+
+    Lists become tuples.
 
     Args:
         kind: the dataclass, which checks its values itself.
@@ -22,8 +24,10 @@ def read_record(kind: type[T], data: object, what: str) -> T:
     Raises:
         BundleError: no object, or other keys.
     """
-    names = {field.name for field in fields(kind)}  # type: ignore[arg-type] # dataclasses have no common base
-    if not isinstance(data, Mapping) or set(data) != names:
+    known = fields(kind)  # type: ignore[arg-type] # dataclasses have no common base
+    names = {field.name for field in known}
+    needed = {field.name for field in known if field.default is MISSING}
+    if not isinstance(data, Mapping) or not needed <= set(data) <= names:
         got = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
         raise BundleError(f"{what}: expected the keys {sorted(names)}, got {got}: export the bundle again")
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}

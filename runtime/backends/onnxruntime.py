@@ -41,6 +41,16 @@ Array = npt.NDArray[Any]
 MINIMUM_VERSIONS = {20: (1, 17), 24: (1, 25)}
 """By the opset of a bundle, the first release with CPU kernels for it: 1.24 parses TensorScatter and has none."""
 
+INT8_CACHES_VERSION = (1, 27)
+"""The first release whose CPU kernel of GroupQueryAttention takes INT8 caches: 1.26 opens the graph, then fails."""
+
+CACHE_TYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype("<f4"),
+    "tensor(float16)": np.dtype("<f2"),
+    "tensor(int8)": np.dtype("i1"),
+}
+"""Number formats of caches, by what ONNX Runtime calls the inputs."""
+
 PROVIDERS = ["CPUExecutionProvider"]
 
 CHUNK = 512
@@ -71,16 +81,7 @@ class OnnxRuntimeBackend:
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.bundle, self.threads = bundle, threads
         self._require_format()
-        opset = bundle.manifest.opset
-        minimum = MINIMUM_VERSIONS.get(opset, max(MINIMUM_VERSIONS.values()))
-        if tuple(int(part) for part in ort.__version__.split(".")[:2]) < minimum:
-            remedy = "pip install -U onnxruntime"
-            if opset > min(MINIMUM_VERSIONS):
-                remedy += " (Python 3.11 or later), or export the bundle with --target trt10.3, whose graphs are older"
-            raise BackendError(
-                f"onnxruntime {ort.__version__} is too old for opset {opset}, expected "
-                f"{'.'.join(map(str, minimum))} or later: {remedy}"
-            )
+        self._require_version()
         self.chunk, self.max_length = CHUNK, bundle.manifest.model.max_length
         self.length_limit = bundle_length_limit(bundle)
         self.dtype = PRECISIONS[bundle.manifest.precision]
@@ -94,6 +95,21 @@ class OnnxRuntimeBackend:
             raise BackendError(
                 f"{self.bundle.folder} holds bf16, for which ONNX Runtime has no CPU kernels: export it with --dtype "
                 "fp32"
+            )
+
+    def _require_version(self) -> None:
+        manifest, remedy = self.bundle.manifest, "pip install -U onnxruntime"
+        minimum = MINIMUM_VERSIONS.get(manifest.opset, max(MINIMUM_VERSIONS.values()))
+        what = f"opset {manifest.opset}"
+        if manifest.quantization is not None and manifest.quantization.kv_cache:
+            minimum, what = INT8_CACHES_VERSION, "INT8 caches"
+            remedy += " (Python 3.11 or later), or make the bundle without --kv-cache"
+        elif manifest.opset > min(MINIMUM_VERSIONS):
+            remedy += " (Python 3.11 or later), or export the bundle with --target trt10.3, whose graphs are older"
+        if tuple(int(part) for part in ort.__version__.split(".")[:2]) < minimum:
+            raise BackendError(
+                f"onnxruntime {ort.__version__} is too old for {what}, expected "
+                f"{'.'.join(map(str, minimum))} or later: {remedy}"
             )
 
     def _open(self, graph: str) -> ort.InferenceSession:
@@ -171,10 +187,11 @@ class OnnxRuntimeContext:
         self._decoder = _Bound.to(backend.decoder)
         self._binding = self._decoder.binding
         self._visual_decoder: _Bound | None = None
-        names = [name for item in backend.decoder.get_inputs() if (name := item.name).startswith(PAST)]
+        inputs = [item for item in backend.decoder.get_inputs() if item.name.startswith(PAST)]
+        self._types = [CACHE_TYPES[item.type] for item in inputs]
         self._updates = any(item.name.startswith(UPDATE) for item in backend.decoder.get_outputs())
         new = UPDATE if self._updates else PRESENT
-        self._pairs = [(name, new + name.removeprefix(PAST)) for name in names]
+        self._pairs = [(item.name, new + item.name.removeprefix(PAST)) for item in inputs]
         self._caches: list[Array] = []
 
     def reserve(self, capacity: int) -> None:
@@ -185,14 +202,14 @@ class OnnxRuntimeContext:
         shape = (1, model.num_key_value_heads, capacity, model.head_dim)
         grown = []
         try:
-            for index in range(len(self._pairs)):
+            for index, kind in enumerate(self._types):
                 # Zeros, not empty: what is masked is multiplied by 0, and 0 · NaN would be NaN.
-                cache = np.zeros(shape, self._backend.dtype)
+                cache = np.zeros(shape, kind)
                 if self._caches:
                     cache[:, :, : self.capacity] = self._caches[index]
                 grown.append(cache)
         except MemoryError:
-            size = len(self._pairs) * np.prod(shape) * self._backend.dtype.itemsize
+            size = np.prod(shape) * sum(kind.itemsize for kind in self._types)
             raise BackendError(
                 f"the caches for {capacity} tokens need {size / 1e9:.2f} GB, which is not there: ask for fewer "
                 "tokens (max_new_tokens) or smaller images (max_tiles)"

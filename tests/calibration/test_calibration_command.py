@@ -65,6 +65,24 @@ def test_a_bundle_and_its_report(made: Path, shapes_bundle: Path, pairs: Path) -
     assert record.origin.data == report["observed"]["data"]
 
 
+def test_int8_caches_of_the_same_record(
+    made: Path, shapes_bundle: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was observed tells their scales too; the figures in memory are those of the files."""
+    record = made.parent / "int8.observed.npz"
+    report = calibrate(shapes_bundle, pairs, tmp_path / "int8", "--kv-cache", "--record", str(record))
+    assert "observed 16 examples in" not in capsys.readouterr().err
+    assert report["settings"]["kv_cache"] is True
+    assert json.loads((made / "calibration.json").read_text())["settings"]["kv_cache"] is False
+    manifest = Bundle(tmp_path / "int8").manifest
+    assert manifest.quantization is not None
+    assert manifest.quantization.kv_cache
+    before = compare(made, tmp_path / "int8", pairs, tmp_path / "compared")
+    assert before["compared"]["after"]["quantization"]["kv_cache"] is True
+    assert 0 < before["figures"]["all"]["mean_kl"] < 1e-2
+    assert runtime.Session(pairs.parent / "1.png", "How many shapes are there?", bundle=tmp_path / "int8").text
+
+
 class Page(HTMLParser):
     """Tags, and what would be loaded from elsewhere."""
 
@@ -105,10 +123,10 @@ def test_what_was_measured_is_what_was_written(
     lines = [json.loads(line) for line in pairs.read_text().splitlines()]
     chosen = [{**line, "image": line["image"] and str(pairs.parent / line["image"])} for line in lines[-8:]]
     tests.write_text("".join(json.dumps(line) + "\n" for line in chosen))
-    for mode, form in (("w8a16", "cpu"), ("w8a16", "qdq"), ("w8a8", "qdq")):
-        target = tmp_path / f"{mode}-{form}"
+    for mode, form, *caches in (("w8a16", "cpu"), ("w8a16", "cpu", "--kv-cache"), ("w8a16", "qdq"), ("w8a8", "qdq")):
+        target = tmp_path / "-".join((mode, form, *caches))
         report = calibrate(
-            shapes_bundle, pairs, target, "--mode", mode, "--form", form, "--test-data", str(tests),
+            shapes_bundle, pairs, target, "--mode", mode, "--form", form, *caches, "--test-data", str(tests),
             "--experts", "text,visual", "--attention", "--lm-head", "--record", str(tmp_path / "record.npz"),
         )  # fmt: skip
         again = compare(shapes_bundle, target, tests, tmp_path / "compared")
@@ -238,6 +256,9 @@ def test_a_budget_keeps_the_worst_layer(shapes_bundle: Path, pairs: Path, tmp_pa
         (["--bundle", "{bundle}", "-o", "{quantized}"], BundleError, "exists already"),
         (["--bundle", "{bundle}", "--data", "{nowhere}"], CalibrationError, "does not exist"),
         (["--bundle", "{bundle}", "--form", "cpu", "--mode", "w8a8"], CalibrationError, "choose w8a16"),
+        (["--bundle", "{bundle}", "--form", "qdq", "--kv-cache"], CalibrationError, "choose --form cpu, or leave out"),
+        (["--bundle", "{bundle}", "--mode", "w8a8", "--kv-cache"], CalibrationError, "form qdq is not: choose"),
+        (["--bundle", "{portable}", "--kv-cache"], CalibrationError, "INT8 caches need graphs of opset 24"),
         (["--bundle", "{bundle}", "--record", "{strange}"], CalibrationError, "another bundle"),
         (["--bundle", "{bundle}", "--max-tiles", "0"], MonoedgeError, "max_tiles"),
         (["--bundle", "{bundle}", "--max-new-tokens", "9000"], CalibrationError, "are more than the"),
@@ -251,6 +272,7 @@ def test_refusals(
     made: Path,
     tiny_v1_bundle: Path,
     tiny_v1_bf16_bundle: Path,
+    tiny_v1_portable_bundle: Path,
     pairs: Path,
     tmp_path: Path,
 ) -> None:
@@ -262,6 +284,7 @@ def test_refusals(
         "bundle": tiny_v1_bundle,
         "quantized": made,
         "bf16": tiny_v1_bf16_bundle,
+        "portable": tiny_v1_portable_bundle,
         "nowhere": tmp_path / "nowhere",
         "strange": made.parent / "int8.observed.npz",
         "corrupt": tmp_path / "corrupt.jsonl",
@@ -309,6 +332,7 @@ def test_a_record_for_people(made: Path, capsys: pytest.CaptureFixture[str]) -> 
     output = capsys.readouterr().out
     assert "examples  16 of 16" in output
     assert "layers.0.feed_forward.text_gate_up" in output
+    assert "\n0.key " in output
 
 
 def test_the_process(shapes_bundle: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from calibration.statistics import merged
 from calibration.weights import DecoderWeights
 from export.checkpoint import Checkpoint
 from export.loading import load_decoder
+from runtime.backends.graph import cache_names
 from runtime.bundle import DECODER_WEIGHTS, Bundle
 from runtime.model import load
 
@@ -91,6 +92,7 @@ def test_against_pytorch(version: str, request: pytest.FixtureRequest, pairs: Pa
     decoder = load_decoder(Checkpoint(GOLDEN / f"tiny-{version}/checkpoint"), torch.float32, 512)
     hooks = Hooks(decoder)
     facts = model.bundle.manifest.model
+    filled: dict[str, list[np.ndarray]] = defaultdict(list)
     for example in examples:
         prompt = asker.prompt(example)
         ids = [token for token, _ in asker.answer(prompt)]
@@ -108,7 +110,13 @@ def test_against_pytorch(version: str, request: pytest.FixtureRequest, pairs: Pa
                 inputs = torch.from_numpy(chunk)[None], torch.from_numpy(mask)[None]
                 _, caches = decoder(*inputs, positions, positions[:, 0], caches)
             start += len(chunk)
+        for name, cache in zip(cache_names(facts.num_hidden_layers), caches, strict=True):
+            filled[name].append(cache[0, :, :start].numpy())
 
+    assert list(record.caches) == list(filled)
+    for name, held in filled.items():
+        largest = np.abs(np.concatenate(held, axis=1)).max(axis=1)
+        np.testing.assert_allclose(record.caches[name], largest, rtol=0, atol=1e-5 * largest.max())
     assert {name for _, name in hooks.pieces} == set(record.observed)
     for name, halves in record.observed.items():
         both = merged(halves)
@@ -209,6 +217,9 @@ def test_a_record_comes_back_as_it_was(tiny_v1_bundle: Path, pairs: Path, tmp_pa
                 for kind in ("low", "high", "squares", "sample", "priorities"):
                     before, after = getattr(getattr(half, phase), kind), getattr(getattr(other, phase), kind)
                     np.testing.assert_array_equal(before, after)
+    assert list(loaded.caches) == list(record.caches) == cache_names(4)
+    for name, largest in record.caches.items():
+        np.testing.assert_array_equal(loaded.caches[name], largest)
     again = tmp_path / "again.npz"
     loaded.save(again)
     assert again.read_bytes() == file.read_bytes()
@@ -242,6 +253,26 @@ def test_what_is_no_record(content: bytes, tmp_path: Path) -> None:
         Record.load(file)
     with pytest.raises(CalibrationError, match="no such record"):
         Record.load(tmp_path / "gone.npz")
+
+
+def test_a_record_from_before_there_were_caches(tmp_path: Path) -> None:
+    file = tmp_path / "record.npz"
+    header = json.dumps({"format": "monoedge-observation-1", "origin": {}, "done": 0, "rows": {}})
+    np.savez(file, header=np.frombuffer(header.encode(), np.uint8))
+    with pytest.raises(CalibrationError, match=r"of another version of monoedge \(monoedge-observation-1.*--record"):
+        Record.load(file)
+
+
+@pytest.mark.parametrize(
+    "largest", [np.ones(3, "f"), np.ones((2, 3)), np.full((2, 3), np.nan, "f"), -np.ones((2, 3), "f")]
+)
+def test_caches_that_are_none(largest: np.ndarray, tmp_path: Path) -> None:
+    file = tmp_path / "record.npz"
+    record = Record.nothing(Origin("bundle", "name", "data", 3, 0, None, 8, ("m",)), [4])
+    record.caches["0.key"] = largest
+    record.save(file)
+    with pytest.raises(CalibrationError, match=r"damaged one \(the cache 0\.key has"):
+        Record.load(file)
 
 
 def test_pickled_arrays_are_not_read(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from calibration.weights import DecoderWeights
 from runtime.bundle import (
     DECODER_GRAPH,
     DECODER_WEIGHTS,
+    RECORDING,
     VISUAL_DECODER_GRAPH,
     VISUAL_DECODER_WEIGHTS,
     Bundle,
@@ -273,7 +274,11 @@ def test_bundle(tiny_v1_bundle: Path, tmp_path: Path) -> None:
     assert opened.operators == {"FusedMoE": 1, "FusedMoETextW8A16": 1, "FusedMoEW8A16": 1}
     assert (opened.precision, opened.model, opened.image) == ("fp32", source.manifest.model, source.manifest.image)
     assert opened.files["calibration/record.json"].size == 3
-    same = set(source.manifest.files) - {DECODER_GRAPH, DECODER_WEIGHTS}
+    recorded = {name for name in source.manifest.files if name.startswith(f"{RECORDING}/")}
+    assert recorded  # of the decoder as it was
+    assert not recorded & set(opened.files)
+    assert not (tmp_path / "int8" / RECORDING).exists()
+    same = set(source.manifest.files) - {DECODER_GRAPH, DECODER_WEIGHTS} - recorded
     assert {name: opened.files[name] for name in same} == {name: source.manifest.files[name] for name in same}
     # Six matrices of 4 bytes a number became 1, and scales; what stands between them is filling.
     numbers = sum(

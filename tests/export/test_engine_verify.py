@@ -20,7 +20,7 @@ from export import engine_verify
 from export.engine import main
 from export.engine_device import Device
 from export.onnx import main as export
-from export.recording_format import FOLDER, why_missing
+from export.recording_format import MADE_OF, why_missing
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.bundle import DECODER_GRAPH, VISION_GRAPH, Bundle, EngineRecord
 from runtime.errors import BackendError, BundleError
@@ -176,7 +176,7 @@ def test_not_checked(
     ):
         main(["--bundle", str(bundle), "--target", "trt", *options, *plans])
         assert words in capsys.readouterr().err
-    (bundle / FOLDER / "made_of.json").write_text("{}" + " " * ((bundle / FOLDER / "made_of.json").stat().st_size - 2))
+    (bundle / MADE_OF).write_text("{}" + " " * ((bundle / MADE_OF).stat().st_size - 2))
     with pytest.raises(BundleError, match="is damaged"):
         main(["--bundle", str(bundle), "--target", "trt", *plans])
     without_recording(bundle)

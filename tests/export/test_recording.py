@@ -24,10 +24,20 @@ from export import recording_files, recording_format, recording_make, recording_
 from export.engine_compare import LIMITS, compare, signal_to_noise
 from export.onnx import main as export
 from export.recording import main
-from export.recording_format import FILES, FOLDER, MADE_OF, made_of, read, why_missing
+from export.recording_format import FILES, MADE_OF, made_of, read, why_missing
 from runtime.backends.graph import INPUTS_EMBEDS, LOGITS, PIXEL_VALUES, POSITION_IDS, VISUAL_EMBEDS, VISUAL_MASK
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
-from runtime.bundle import DECODER_GRAPH, MANIFEST, VISION_GRAPH, Bundle, EngineRecord, FileRecord, Manifest, sha256_of
+from runtime.bundle import (
+    DECODER_GRAPH,
+    MANIFEST,
+    RECORDING,
+    VISION_GRAPH,
+    Bundle,
+    EngineRecord,
+    FileRecord,
+    Manifest,
+    sha256_of,
+)
 from runtime.bundle_writer import rewrite_manifest
 from runtime.errors import BundleError, OptionError
 
@@ -43,7 +53,7 @@ def copy(tiny_v1_bundle: Path, tmp_path: Path) -> Path:
 
 def without_recording(folder: Path) -> Path:
     """A bundle from before there were recorded sets."""
-    shutil.rmtree(folder / FOLDER)
+    shutil.rmtree(folder / RECORDING)
     manifest = Manifest.from_json((folder / MANIFEST).read_text())
     others = {name: record for name, record in manifest.files.items() if name not in FILES}
     rewrite_manifest(folder, lambda manifest: replace(manifest, files=others))

@@ -86,6 +86,12 @@ def test_manifest_that_is_none(bundle: Path, text: str) -> None:
         (lambda m: m.update(quantization=QUANTIZED | {"form": "gguf"}), ["'gguf'", "qdq and cpu", "update monoedge"]),
         (lambda m: m.update(quantization=QUANTIZED | {"experts": ["audio"]}), ["audio", "update monoedge"]),
         (lambda m: m.update(quantization=QUANTIZED | {"lm_head": "yes"}), ["should be true or false"]),
+        (lambda m: m.update(quantization=QUANTIZED | {"kv_cache": 1}), ["should be true or false"]),
+        (
+            lambda m: m.update(quantization=QUANTIZED | {"kv_cache": True}),
+            ["INT8 caches in form qdq", "update monoedge"],
+        ),
+        (lambda m: m.update(quantization=QUANTIZED | {"sparsity": 2}), ["quantization", "sparsity"]),
         (lambda m: m.update(quantization={"mode": "w8a16"}), ["quantization", "lm_head"]),
         (lambda m: m.update(quantization=[]), ["quantization", "list"]),
     ],
@@ -103,6 +109,18 @@ def test_what_is_quantized_is_read_and_written(bundle: Path) -> None:
     assert manifest.quantization == Quantization("w8a16", "qdq", ("text",), attention=False, lm_head=True)
     assert json.loads(manifest.to_json())["quantization"] == QUANTIZED
     assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_int8_caches_are_said_only_where_they_are(bundle: Path) -> None:
+    """A runtime from before refuses keys that it does not know: bundles without such caches it can read."""
+    values = QUANTIZED | {"form": "cpu", "kv_cache": True}
+    edit(bundle, lambda m: m.update(quantization=values))
+    manifest = Bundle(bundle).manifest
+    assert manifest.quantization == Quantization("w8a16", "cpu", ("text",), False, True, kv_cache=True)
+    assert json.loads(manifest.to_json())["quantization"] == values
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    edit(bundle, lambda m: m.update(quantization=values | {"kv_cache": False}))
+    assert "kv_cache" not in Bundle(bundle).manifest.to_json()
 
 
 @pytest.mark.parametrize("name", REQUIRED_FILES)
