@@ -26,8 +26,10 @@ def load_vision(checkpoint: Checkpoint, dtype: torch.dtype) -> Vision:
 
 
 def _load(module: torch.nn.Module, parameters: list[Parameter], checkpoint: Checkpoint, dtype: torch.dtype) -> None:
-    state = {
-        item.name: torch.cat([block.flatten() for block in checkpoint.blocks(item, dtype)]).reshape(item.shape)
-        for item in parameters
-    }
-    module.load_state_dict({**module.state_dict(), **state})
+    # In place, block by block: a second copy of all weights would not fit where the first one just does.
+    state = module.state_dict()
+    for item in parameters:
+        place = state[item.name].view(-1)
+        for block in checkpoint.blocks(item, dtype):
+            place[: block.numel()].copy_(block.flatten())
+            place = place[block.numel() :]
