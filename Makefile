@@ -11,7 +11,7 @@ TORCH := $(shell grep -o 'torch==[0-9.]*' pyproject.toml)
 SOURCES := export plugins_trt runtime calibration tests benchmarks examples
 
 DEMO_BUNDLE := build/shapes
-DEMO_PICTURE := examples/shapes/pictures/p004.png
+DEMO_PICTURE := examples/shapes/pictures/p001.png
 HEADERS := build/tensorrt_headers
 
 .PHONY: demo test lint types plugin clean

@@ -37,7 +37,7 @@ class Stage:
 
 COURSE = (
     Stage("lookups", "language", 900, 32, 2e-3, "the language part, on one question about few words"),
-    Stage("language", "language", 2800, 16, 2e-3, "the language part, on conversations about scenes in words"),
+    Stage("language", "language", 3600, 16, 2e-3, "the language part, on conversations about scenes in words"),
     Stage("patches", "vision", 1600, 16, 3e-3, "what each visual token sees, in words"),
     Stage("pictures", "experts", 500, 12, 1e-3, "questions about pictures, from one large shape to more small ones"),
     Stage("attention", "attention", 300, 12, 5e-4, "the same with visual attention experts (version 1.5)"),

@@ -31,7 +31,7 @@ def draw_curve(folder: Path) -> None:
         panel.plot(*_smooth(own, "loss"), color="tab:blue")
         if "right" in own[0]:
             right = panel.twinx()
-            right.set(ylim=(0, 1), ylabel="conversations answered without a fault")
+            right.set(ylim=(0, 1), ylabel="faultless conversations")
             right.plot(*_smooth(own, "right"), color="tab:green")
     figure.savefig(folder / CURVE_FILE, dpi=100)
     pyplot.close(figure)

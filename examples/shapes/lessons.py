@@ -98,8 +98,12 @@ class Lessons:
         return task.scene(rng, rng.choice((task.LEVELS, rng.randint(1, task.LEVELS))))
 
     def _example(self, scene: Scene, form: Form, rng: random.Random, share: float = 1.0) -> Example:
-        questions = list(scene.questions())
-        questions = rng.sample(questions, min(self.turns, len(questions)))
+        every = list(scene.questions())
+        questions = rng.sample(every, min(self.turns, len(every)))
+        # A description is the hardest question, and the one that teaches most.
+        for whole in every:
+            if whole.kind == "describe" and whole not in questions and rng.random() < 0.4:
+                questions[-1] = whole
         if form == "words" and rng.random() < 0.15:
             questions[0] = scene.recital(rng)
         # A description answers whatever follows, so it mostly comes last.

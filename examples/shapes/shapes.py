@@ -14,6 +14,7 @@ SHAPES = ("circle", "square", "triangle", "star", "cross")
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
 KINDS = ("count", "color", "place", "shape", "describe")
 LEVELS = 3
+STEPS: dict[str, int] = {}
 
 _RADII = {1: (50, 66), 2: (42, 64), 3: (36, 64)}
 """By level, the smallest and largest distance from a shape's middle to its outline, in pixels."""
@@ -34,8 +35,8 @@ class Shape:
 
     @property
     def place(self) -> str:
-        """``top left`` … ``bottom right``; the middle of the picture is ``center``."""
-        return "center" if (self.row, self.column) == (1, 1) else f"{ROWS[self.row]} {COLUMNS[self.column]}"
+        """``top left`` … ``middle center`` … ``bottom right``."""
+        return f"{ROWS[self.row]} {COLUMNS[self.column]}"
 
     @property
     def looks(self) -> str:
@@ -112,7 +113,7 @@ class ShapesScene:
         yield Question("count", "How many shapes are there?", counted(len(self.shapes), "shape"))
         for shape in self.shapes:
             yield Question("color", f"What color is the {shape.name}?", f"The {shape.name} is {shape.color}.")
-            yield Question("place", f"Where is the {shape.name}?", f"The {shape.name} is at the {shape.place}.")
+            yield Question("place", f"Where is the {shape.name}?", f"The {shape.name} is {shape.place}.")
             yield Question(
                 "shape", f"Which shape is at the {shape.place}?", f"{with_article(shape.looks).capitalize()}."
             )

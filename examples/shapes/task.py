@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,10 +74,11 @@ class Scene(Protocol):
 
 
 class Task(Protocol):
-    """A module with these two names."""
+    """A module with these names; ``STEPS`` are those of stages whose number in the course does not fit the task."""
 
     KINDS: tuple[str, ...]
     LEVELS: int
+    STEPS: Mapping[str, int]
 
     def scene(self, rng: random.Random, level: int) -> Scene:
         """A scene; ``level`` counts from 1, easy, to ``LEVELS``."""

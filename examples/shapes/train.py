@@ -49,8 +49,8 @@ SIZES: dict[str, dict[str, int | bool]] = {
     },
     "vision_config": {"hidden_size": 96},
 }
-LANGUAGE_TASKS = ("shapes", "shapes", "digits")
-"""What the language part learns to talk about; shapes, with more to look up, twice as often."""
+LANGUAGE_TASKS = ("shapes", "shapes", "shapes", "shapes", "digits")
+"""What the language part learns to talk about; shapes, with more to look up, four times as often."""
 
 TURNS = 4
 """Questions in a conversation, at most."""
@@ -66,10 +66,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     need("train", "matplotlib")
     import torch
     from course import COURSE
+    from data import TASKS
 
     torch.set_num_threads(arguments.threads)
+    steps = TASKS[arguments.task].STEPS
     course = tuple(
-        stage
+        replace(stage, steps=steps.get(stage.name, stage.steps))
         for stage in COURSE
         if not (stage.trains == "language" and arguments.language)
         and not (stage.name == "attention" and arguments.version == "1.0")

@@ -21,7 +21,6 @@ from runtime.errors import MonoedgeError
 
 SCRIPT = Path(data.__file__)
 PLACES = [f"{row} {column}" for row in shapes.ROWS for column in shapes.COLUMNS]
-PLACES[4] = "center"
 
 
 def seeded(seed: int) -> random.Random:

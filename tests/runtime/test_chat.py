@@ -63,20 +63,20 @@ def refused(result: subprocess.CompletedProcess) -> str:
 
 
 @pytest.mark.parametrize("row", ANSWERS[:: len(ANSWERS) // 4], ids=lambda row: row["prompt"])
-def test_gives_the_official_answer_and_nothing_else(shapes_bundle, row):
+def test_gives_the_recorded_answer_and_nothing_else(shapes_bundle, row):
     result = chat("--bundle", shapes_bundle, "--image", SHAPES / row["image"], row["prompt"])
-    assert answered(result) == row["official"] + "\n"
+    assert answered(result) == row["pytorch"] + "\n"
     assert result.stderr == b""
 
 
 def test_reads_the_question_from_a_pipe_and_the_bundle_from_the_environment(shapes_bundle):
     result = chat("--image", PICTURE, stdin=f"\ufeff{QUESTION}\n", MONOEDGE_BUNDLE=str(shapes_bundle))
-    assert answered(result) == ANSWERS[0]["official"] + "\n"
+    assert answered(result) == ANSWERS[0]["pytorch"] + "\n"
 
 
 def test_stats_go_to_stderr(shapes_bundle):
     result = chat("--bundle", shapes_bundle, "--image", PICTURE, "--stats", QUESTION)
-    assert answered(result) == ANSWERS[0]["official"] + "\n"
+    assert answered(result) == ANSWERS[0]["pytorch"] + "\n"
     line = result.stderr.decode()
     assert re.fullmatch(r"prompt \d+ tokens \(256 visual, 0 from the cache\), answer 6, .* a second; .*stop\n", line)
 
@@ -344,7 +344,7 @@ def test_a_conversation(sit_down, shapes_bundle):
     assert "Ctrl-D leaves" in banner
     assert f"{PICTURE}, 448×448 pixels, goes with the next question: 256 tokens" in banner
     session = runtime.Session(PICTURE, QUESTION, bundle=shapes_bundle)
-    assert person.ask(QUESTION) == session.text == ANSWERS[0]["official"]
+    assert person.ask(QUESTION) == session.text == ANSWERS[0]["pytorch"]
     assert person.ask("What color is the triangle?") == session.ask("What color is the triangle?").text
     assert f"(256 visual, {session.stats.reused_tokens} from the cache)" in person.ask("/stats")
     person.type("\x04")
@@ -357,10 +357,10 @@ def test_images_come_with_a_command(sit_down, shapes_bundle, tmp_path):
     person = sit_down("--bundle", shapes_bundle)
     person.read_until("\n> ")
     assert "goes with the next question" in person.ask(f"/image {picture}")
-    assert person.ask(QUESTION) == ANSWERS[0]["official"]
+    assert person.ask(QUESTION) == ANSWERS[0]["pytorch"]
     assert person.ask("/new\n/stats", "yet\n> ").endswith("nothing has been asked ")
     assert "goes with the next question" in person.ask(f"/image '{picture}'")
-    assert person.ask(QUESTION) == ANSWERS[0]["official"]
+    assert person.ask(QUESTION) == ANSWERS[0]["pytorch"]
     person.type("/quit\n")
     assert person.read_to_end() == "/quit\n"
 
@@ -377,7 +377,7 @@ def test_errors_do_not_end_a_conversation(sit_down, shapes_bundle):
     assert person.read_until("> ") == "\n> "
     # The image is still there for the first question that has an answer.
     answer, stats = person.ask(QUESTION).splitlines()
-    assert answer == ANSWERS[0]["official"]
+    assert answer == ANSWERS[0]["pytorch"]
     assert stats.startswith("prompt ")
     person.interrupt_at_prompt()
     assert person.read_to_end() == "\n"
@@ -428,7 +428,7 @@ def test_prompts_do_not_get_into_a_piped_conversation(sit_down, shapes_bundle, t
         person.ask(QUESTION, "> ")
         person.type("\x04")
         person.read_to_end()
-    assert (tmp_path / "answers.txt").read_text(encoding="utf-8") == ANSWERS[0]["official"] + "\n"
+    assert (tmp_path / "answers.txt").read_text(encoding="utf-8") == ANSWERS[0]["pytorch"] + "\n"
 
 
 def test_checking_a_bundle_shows_how_far_it_is(sit_down, shapes_bundle):

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 SHAPES = ROOT / "examples/shapes"
 RECORDS = [json.loads(line) for line in (SHAPES / "answers.jsonl").read_text().splitlines()]
 PICTURE = SHAPES / RECORDS[0]["image"]
-QUESTION, ANSWER = RECORDS[0]["prompt"], RECORDS[0]["official"]
+QUESTION, ANSWER = RECORDS[0]["prompt"], RECORDS[0]["pytorch"]
 DESCRIBE = "Describe the image."
 
 
@@ -35,10 +35,10 @@ def chatty(tiny_v1_bundle: Path) -> runtime.Model:
 
 
 @pytest.mark.parametrize("picture", sorted({record["image"] for record in RECORDS}))
-def test_every_recorded_question_gets_the_official_answer(model: runtime.Model, picture: str) -> None:
+def test_every_recorded_question_gets_the_answer_of_pytorch(model: runtime.Model, picture: str) -> None:
     records = [record for record in RECORDS if record["image"] == picture]
     answers = [model.session(SHAPES / picture, record["prompt"]).text for record in records]
-    assert answers == [record["official"] for record in records]
+    assert answers == [record["pytorch"] for record in records]
 
 
 def test_session_by_itself(shapes_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +212,7 @@ def test_sessions_in_threads_answer_as_alone(model: runtime.Model) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [answers[index] for index in range(len(records))] == [record["official"] for record in records]
+    assert [answers[index] for index in range(len(records))] == [record["pytorch"] for record in records]
 
 
 def test_interleaved_sessions_keep_apart(model: runtime.Model) -> None:
@@ -228,7 +228,7 @@ def test_interleaved_sessions_keep_apart(model: runtime.Model) -> None:
             if piece is not None:
                 texts[index] += piece
                 alive = True
-    assert texts == [record["official"] for record in records]
+    assert texts == [record["pytorch"] for record in records]
 
 
 def test_caches_grow_and_are_written_in_place(chatty: runtime.Model, monkeypatch: pytest.MonkeyPatch) -> None:
