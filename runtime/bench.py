@@ -182,7 +182,10 @@ class _Contender:
 def _empty(contender: _Contender, cases: list[Workload]) -> dict[str, Any]:
     return {
         "command": contender.command,
-        "cases": [{"title": "", "workload": asdict(case), "cached_before": [], "records": []} for case in cases],
+        "cases": [
+            {"title": "", "workload": asdict(case), "cached_before": [], "bytes_per_second": [], "records": []}
+            for case in cases
+        ],
     }
 
 
@@ -195,6 +198,8 @@ def _measure(
 ) -> None:
     """Fills in the records, round by round."""
     total, done, began = arguments.rounds * len(cases) * len(contenders), 0, time.monotonic()
+    # Beside each process: a virtual machine may read twice as fast in one minute as in the next.
+    before = read_bandwidth()
     for _ in range(arguments.rounds):
         for index, case in enumerate(cases):
             for contender, result in zip(contenders, results["contenders"], strict=True):
@@ -203,7 +208,10 @@ def _measure(
                         drop_cached(contender.folder)
                     result["cases"][index]["cached_before"].append(cached_part(contender.folder))
                 record = contender.measure(case)
+                after = read_bandwidth()
                 result["cases"][index]["records"].append(record)
+                result["cases"][index]["bytes_per_second"].append([before, after])
+                before = after
                 result["cases"][index]["title"] = _title(case, record)
                 done += 1
                 left = (time.monotonic() - began) / done * (total - done)

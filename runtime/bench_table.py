@@ -82,22 +82,25 @@ def letters(results: dict[str, Any]) -> list[str]:
 def case_table(results: dict[str, Any], index: int) -> str:
     """All measurements of one prompt; ratios are to the first contender."""
     cases = [contender["cases"][index] for contender in results["contenders"]]
-    bandwidth = max(results[f"speed_{when}"]["bytes_per_second"] for when in ("before", "after"))
 
     def reading(record: Record) -> list[float]:
         return [rate * record.weight_bytes for rate in decode_rates(record)]
 
-    rows = (
-        *_ROWS,
-        ("weights read while decoding, GB/s", 1e9, reading),
-        ("the same, % of what the cores read", bandwidth / 100, reading),
-    )
+    rows = (*_ROWS, ("weights read while decoding, GB/s", 1e9, reading))
     table = [[cases[0]["title"], *letters(results)]]
     for title, unit, values in rows:
         columns = [[value for record in case["records"] for value in values(record)] for case in cases]
         cells = _cells([[value / unit for value in column if value is not None] for column in columns])
         if any(cells):
             table.append([title, *cells])
+    beside = [case["bytes_per_second"] for case in cases]
+    shares = [
+        [100 * rate / max(near) for record, near in zip(case["records"], own, strict=True) for rate in reading(record)]
+        for case, own in zip(cases, beside, strict=True)
+    ]
+    read = [[speed / 1e9 for near in own for speed in near] for own in beside]
+    table.append(["the same, % of the next line's larger value", *(_cells([column])[0] for column in shares)])
+    table.append(["the cores read just before and after, GB/s", *(_cells([column])[0] for column in read)])
     cached = [_cells([[100 * part for part in case["cached_before"] if part is not None]])[0] for case in cases]
     if any(cached):
         table.append(["of the bundle in the page cache before, %", *cached])

@@ -12,7 +12,7 @@ from task import COLORS, SIZE, Color, Part, Question, counted, light_background,
 
 KINDS = ("number", "digit", "count", "color")
 LEVELS = 3
-STEPS = {"patches": 800, "pictures": 2400}
+STEPS = {"patches": 800, "pictures": 2000}
 """A small window on a digit tells little of which one it is, so that visual experts have more to find out together."""
 
 _SEGMENTS = ("abcdef", "bc", "abged", "abgcd", "fgbc", "afgcd", "afgedc", "abc", "abcdefg", "abcdfg")

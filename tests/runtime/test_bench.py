@@ -283,9 +283,12 @@ def test_medians_spread_and_ratios():
         [record([1.0, 2.0], 0.1), record([4.0], 0.1)],
         [record([1.0], 0.05)],
     ]
-    contenders = [{"cases": [{"title": "100 text tokens", "records": each, "cached_before": []}]} for each in cases]
-    speed = {"bytes_per_second": 40e9}
-    results = {"contenders": contenders, "speed_before": speed, "speed_after": {"bytes_per_second": 30e9}}
+    beside = [[[40e9, 30e9], [20e9, 40e9]], [[25e9, 20e9]]]
+    contenders = [
+        {"cases": [{"title": "100 text tokens", "records": each, "cached_before": [], "bytes_per_second": speeds}]}
+        for each, speeds in zip(cases, beside, strict=True)
+    ]
+    results = {"contenders": contenders}
     rows = {
         title.strip(): [cell.strip() for cell in cells]
         for title, *cells in (line.strip("|").split("|") for line in case_table(results, 0).splitlines())
@@ -296,7 +299,8 @@ def test_medians_spread_and_ratios():
     assert rows["decode, tokens/s"] == ["10.0", "20.0, ×2.00"]
     assert rows["peak memory, GB"] == ["3.00", "3.00, ×1.00"]
     assert rows["weights read while decoding, GB/s"] == ["10.0", "20.0, ×2.00"]
-    assert rows["the same, % of what the cores read"] == ["25.0", "50.0, ×2.00"]
+    assert rows["the same, % of the next line's larger value"] == ["25.0", "80.0"]
+    assert rows["the cores read just before and after, GB/s"] == ["35.0 (20.0 … 40.0)", "22.5 (20.0 … 25.0)"]
     assert "anonymous memory, GB" not in rows
     assert context_table(results) is None
 
