@@ -82,12 +82,12 @@ def test_stats_go_to_stderr(shapes_bundle):
 
 
 def test_images_stand_where_the_question_has_them(shapes_bundle):
-    other = SHAPES / "pictures/p001.png"
+    first, second = SHAPES / "pictures/p002.png", SHAPES / "pictures/p013.png"
     question = "What color is the circle in <image> or <image>?"
-    result = chat("--bundle", shapes_bundle, "--image", PICTURE, "--image", other, question)
+    result = chat("--bundle", shapes_bundle, "--image", first, "--image", second, question)
     model = runtime.load(shapes_bundle)
-    assert answered(result) == model.session([PICTURE, other], question).text + "\n"
-    assert model.session([other, PICTURE], question).text != model.session([PICTURE, other], question).text
+    assert answered(result) == model.session([first, second], question).text + "\n"
+    assert model.session([second, first], question).text != model.session([first, second], question).text
 
 
 def test_options_reach_the_session(tiny_v1_bundle):
