@@ -74,11 +74,12 @@ def level_at(stage: Stage, step: int, task: Task) -> int:
     return min(task.LEVELS, 1 + 10 * step // stage.steps)
 
 
-def loss_of(stage: Stage, student: Student, batch: Batch) -> torch.Tensor:
-    """What a stage makes smaller."""
+def loss_of(stage: Stage, student: Student, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What a stage makes smaller, and the logits of the answers; None where nothing is answered."""
     if stage.name == "patches":
-        return patch_loss(student, batch)
-    return answer_loss(student(batch), batch)
+        return patch_loss(student, batch), None
+    logits = student(batch)
+    return answer_loss(logits, batch), logits
 
 
 def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from course import Stage, answer_loss, batch_of, learning_rate, loss_of, patch_loss, right_answers, trained_names
+from course import Stage, batch_of, learning_rate, loss_of, right_answers, trained_names
 from lessons import Lessons
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -129,11 +129,8 @@ class Trainer:
         assert optimizer is not None  # noqa: S101 - _begin made it
         batch = batch_of(stage, step, self.lessons, self.task, self.language_tasks, self.settings.seed)
         record: dict[str, object] = {"stage": stage.name, "step": step}
-        if stage.name == "patches":
-            loss = patch_loss(student, batch)
-        else:
-            logits = student(batch)
-            loss = answer_loss(logits, batch)
+        loss, logits = loss_of(stage, student, batch)
+        if logits is not None:
             record["right"] = right_answers(logits, batch).float().mean().item()
         record["loss"] = loss.item()
         if not torch.isfinite(loss):
@@ -238,6 +235,6 @@ def seconds_a_step(
     for step in range(3):
         started = time.perf_counter()
         batch = batch_of(stage, stage.steps - 1 - step, lessons, task, language_tasks, seed=0)
-        loss_of(stage, student, batch).backward()
+        loss_of(stage, student, batch)[0].backward()
         times.append(time.perf_counter() - started)
     return min(times)
