@@ -27,7 +27,7 @@ from calibration.smooth import (
     search,
     weighting,
 )
-from calibration.statistics import Observed, merged
+from calibration.statistics import Observed, merged, outliers
 from calibration.weights import DecoderWeights
 from runtime.bundle import Bundle
 
@@ -219,7 +219,7 @@ def _report(
     site: Site, observed: Observed, factor: Floats, plan: MatrixPlan, error: float, exponent: float | None
 ) -> MatrixReport:
     absmax, phases = observed.absmax, observed.phases
-    middle, most = float(np.median(absmax)), float((absmax / factor).max())
+    most = float((absmax / factor).max())
     return MatrixReport(
         name=site.matrix,
         layer=site.layer,
@@ -227,7 +227,7 @@ def _report(
         error=error,
         low=min((float(phase.low.min()) for phase in phases), default=0.0),
         high=max((float(phase.high.max()) for phase in phases), default=0.0),
-        outliers=float(absmax.max()) / middle if middle else 1.0,
+        outliers=outliers(absmax) or 1.0,
         reach=LARGEST * plan.input_scale / most if plan.input_scale and most else None,
         rows=(observed.prompt.rows, observed.generated.rows),
     )

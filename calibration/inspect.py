@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from calibration.record import Record
-from calibration.statistics import merged
+from calibration.statistics import Rows, merged, outliers
 
 
 def inspect(file: Path) -> str:
@@ -34,7 +32,6 @@ def inspect(file: Path) -> str:
             rows.append((name, "0", "0", *["–"] * 4))
             continue
         squares = sum(phase.squares.sum() for phase in phases) / (observed.rows * len(absmax))
-        middle = float(np.median(absmax))
         rows.append(
             (
                 name,
@@ -43,15 +40,19 @@ def inspect(file: Path) -> str:
                 f"{min(phase.low.min() for phase in phases):.4g}",
                 f"{max(phase.high.max() for phase in phases):.4g}",
                 f"{float(squares) ** 0.5:.4g}",
-                f"{float(absmax.max()) / middle:.3g}" if middle else "–",
+                _outliers(absmax),
             )
         )
     caches: list[tuple[str, ...]] = [("cache", "largest", "outliers")]
     for name, largest in record.caches.items():
-        middle = float(np.median(largest))
-        caches.append((name, f"{largest.max():.4g}", f"{float(largest.max()) / middle:.3g}" if middle else "–"))
+        caches.append((name, f"{largest.max():.4g}", _outliers(largest)))
     note = "outliers: the largest magnitude of a channel, over that of the middle channel"
     return "\n".join([*lines, *_table(rows), "", *_table(caches), "", note])
+
+
+def _outliers(largest: Rows) -> str:
+    found = outliers(largest)
+    return "–" if found is None else f"{found:.3g}"
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -147,6 +147,12 @@ class Observed:
         return np.concatenate(rows)
 
 
+def outliers(largest: Rows) -> float | None:
+    """The largest magnitude of a channel, over that of the channel in the middle; None where the latter is 0."""
+    middle = float(np.median(largest))
+    return float(largest.max()) / middle if middle else None
+
+
 def nothing(channels: int) -> tuple[Observed, ...]:
     """Both halves, before any row."""
     return tuple(Observed(Statistics(channels), Statistics(channels)) for _ in range(HALVES))
