@@ -67,8 +67,6 @@ def group_query_attention(model: onnx.ModelProto, facts: ModelFacts, caches: Seq
             nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
-    if all(entry.domain != CPU_DOMAIN for entry in model.opset_import):
-        model.opset_import.append(helper.make_opsetid(CPU_DOMAIN, 1))
     if caches:
         store_in_int8(model, caches, facts)
     prune(graph)

@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calibration.errors import CalibrationError
 from calibration.plan import CachePlan
+from plugins_trt import function
 from plugins_trt.function import CPU_DOMAIN
 from runtime.backends.graph import PAST, PRESENT, WRITE_INDICES
 from runtime.bundle import ModelFacts
@@ -161,7 +162,7 @@ def scale_tensors(plan: CachePlan) -> list[onnx.TensorProto]:
 def store_in_int8(model: onnx.ModelProto, caches: Iterable[CachePlan], facts: ModelFacts) -> None:
     """Gives a decoder whose nodes call the function what they need: the function, scales, and caches of INT8."""
     graph = model.graph
-    opset = next(entry.version for entry in model.opset_import if not entry.domain)
+    opset = function.opset_of(model)
     model.functions.append(body(facts, opset))
     model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     names = set()

@@ -24,7 +24,7 @@ def for_expert(model: onnx.ModelProto, expert: str) -> onnx.ModelProto:
     """A copy of a decoder without weights, for rows of ``text`` or ``visual`` tokens alone."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    opset = next(entry.version for entry in copy.opset_import if not entry.domain)
+    opset = function.opset_of(copy)
     bodies = {operator.name: function.one_expert(operator, expert, opset) for operator in ALL_OPERATORS}
     nodes = [
         new

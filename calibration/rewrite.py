@@ -53,7 +53,7 @@ def rewrite(weights: Weights, plan: QuantizationPlan, form: str) -> Rewritten:
     used = {node.op_type for node in nodes if node.domain == DOMAIN}
     others = [body for body in model.functions if body.domain != DOMAIN]
     del model.functions[:]
-    opset = next(entry.version for entry in model.opset_import if not entry.domain)
+    opset = function.opset_of(model)
     model.functions.extend([*function.bodies(used, opset), *others])
     contents = replace_initializers(graph, plans, weights, form)
     # Exporters note the types of initializers too.

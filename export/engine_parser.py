@@ -12,8 +12,8 @@ from pathlib import Path
 
 import onnx
 
-from export.portable import opset_of
 from export.portable_nodes import Known
+from plugins_trt.function import opset_of
 from plugins_trt.schema import DOMAIN
 from runtime.errors import BundleError
 

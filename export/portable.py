@@ -15,16 +15,11 @@ from export.portable_nodes import OPSET, Known
 from export.portable_norm import decompose_norms
 from export.portable_patches import unfold_patches
 from export.portable_rotary import decompose_rotary
+from plugins_trt.function import opset_of
 from runtime.errors import BundleError
 
 IR_VERSION = 9
 """Of ONNX's files, as long as opset 20 is the newest."""
-
-
-def opset_of(model: onnx.ModelProto) -> int:
-    """The opset of a graph's standard operators."""
-    version: int = next(entry.version for entry in model.opset_import if not entry.domain)
-    return version
 
 
 def portable(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -131,6 +131,12 @@ _ROUNDED_RESULT = """
 """
 
 
+def opset_of(model: onnx.ModelProto) -> int:
+    """The opset of a graph's standard operators."""
+    version: int = next(entry.version for entry in model.opset_import if not entry.domain)
+    return version
+
+
 def _expert_body(expert: str, family: str, kind: str) -> tuple[str, str]:
     """The nodes of one expert, and the name of their result."""
     steps = "".join(

@@ -22,7 +22,8 @@ from export.engine_plan import (
     plans,
 )
 from export.engine_target import PORTABLE_TARGET, TARGETS
-from export.portable import opset_of, portable
+from export.portable import portable
+from plugins_trt.function import opset_of
 from plugins_trt.schema import DOMAIN
 from runtime.backends.graph import UPDATE
 from runtime.bundle import DECODER_GRAPH, VISION_GRAPH, Bundle

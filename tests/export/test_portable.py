@@ -13,8 +13,9 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from export.portable import IR_VERSION, opset_of, portable
+from export.portable import IR_VERSION, portable
 from export.portable_nodes import OPSET
+from plugins_trt.function import opset_of
 from plugins_trt.schema import DOMAIN, VERSION
 from runtime.backends.graph import PAST, PRESENT, UPDATE
 from runtime.bundle import DECODER_GRAPH, REQUIRED_FILES, VISION_GRAPH, Bundle
