@@ -199,7 +199,7 @@ def _measure(
     """Fills in the records, round by round."""
     total, done, began = arguments.rounds * len(cases) * len(contenders), 0, time.monotonic()
     # Beside each process: a virtual machine may read twice as fast in one minute as in the next.
-    before = read_bandwidth()
+    before = results["speed_before"]["bytes_per_second"]
     for _ in range(arguments.rounds):
         for index, case in enumerate(cases):
             for contender, result in zip(contenders, results["contenders"], strict=True):
