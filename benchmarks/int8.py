@@ -24,6 +24,7 @@ from calibration.data import Example, digest, read_examples
 from calibration.decoder import GraphBackend
 from calibration.measure import KINDS, Comparison, Reference
 from calibration.observe import observe
+from calibration.progress import progress
 from calibration.record import Origin, Record, bundle_hash
 from calibration.report import ROWS
 from calibration.sites import Site, choose_sites, find_sites
@@ -113,13 +114,13 @@ def _benchmark(arguments: argparse.Namespace, scratch: Path) -> None:
     examples = read_examples(data)
     record = _observed(opened, graph, choose_sites(sites, *EVERYTHING), examples, scratch / "record.npz")
     asker = Asker(Model(opened, OnnxRuntimeBackend(opened)), None, NEW_TOKENS)
-    reference = Reference(asker, read_examples(tests), _bar("answers before", arguments.questions), scratch)
+    reference = Reference(asker, read_examples(tests), progress("answers before", arguments.questions), scratch)
 
     results = []
     for row in OURS:
         choice = replace(row.choice, mode=row.mode)
         chosen = choose(opened, choose_sites(sites, *row.parts), record, choice, lambda count: None)
-        trial = Trials(opened, reference, asker, row.form, None, _bar).run(chosen.plan, f"{row.mode}, {row.name}")
+        trial = Trials(opened, reference, asker, row.form, None, progress).run(chosen.plan, f"{row.mode}, {row.name}")
         results.append(_result(row.mode, row.name, trial.comparison))
     for tool, python in (("onnxruntime", sys.executable), ("modelopt", arguments.modelopt)):
         for method in OTHERS[tool] if python else ():
@@ -132,7 +133,7 @@ def _benchmark(arguments: argparse.Namespace, scratch: Path) -> None:
                 results.append({"mode": "w8a8", "name": name, "figures": None})
                 continue
             other = Model(opened, GraphBackend(opened, {DECODER_GRAPH: onnx.load(model)}, {}))
-            comparison, _ = reference.compare(Asker(other, None, NEW_TOKENS), _bar(name, arguments.questions))
+            comparison, _ = reference.compare(Asker(other, None, NEW_TOKENS), progress(name, arguments.questions))
             results.append(_result("w8a8", name, comparison))
     print(_table(results))
     if arguments.json:
@@ -168,7 +169,7 @@ def _observed(
     record = Record.nothing(
         Origin(*hashes, len(examples), 0, None, NEW_TOKENS, names), [site.channels for site in sites]
     )
-    observe(bundle, graph, sites, examples, record, file, _bar("observing", len(examples)))
+    observe(bundle, graph, sites, examples, record, file, progress("observing", len(examples)))
     return record
 
 
@@ -316,19 +317,6 @@ def _table(results: Sequence[dict[str, Any]]) -> str:
         cells += [f"{figures[kind]['mean_kl']:.2e}" if figures[kind] else "–" for kind in KINDS]
         lines.append(f"| {result['mode']}: {result['name']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _bar(name: str, total: int) -> Callable[[int], object]:
-    from tqdm import tqdm
-
-    bar = tqdm(total=total, desc=name, file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 20)
-
-    def progress(count: int) -> None:
-        bar.update(count)
-        if bar.n >= total:
-            bar.close()
-
-    return progress
 
 
 def _call(*arguments: str, python: str = sys.executable) -> None:

@@ -12,7 +12,6 @@ import math
 import shutil
 import struct
 import sys
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy.typing as npt
 
 from runtime.cli import need, run
 from runtime.errors import MonoedgeError
+from runtime.new_folder import new_folder
 
 if TYPE_CHECKING:
     from export.tensors import Source
@@ -127,14 +127,7 @@ def make_checkpoint(
     from export.config import read_config
     from export.tensors import all_sources
 
-    target = target.expanduser().absolute()
-    if target.exists() or target.is_symlink():
-        raise MonoedgeError(f"{target} exists already: choose another folder, or delete it first")
-    folder: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-        folder.chmod(0o755)
+    with new_folder(target) as folder:
         config = _config(version, size)
         _write_json(folder / "config.json", config)
         shutil.copyfile(TEMPLATE / "generation_config.json", folder / "generation_config.json")
@@ -142,7 +135,7 @@ def make_checkpoint(
         sources = all_sources(read_config(folder))
         total = sum(map(_bytes, sources))
         # Config, tokenizer and index are a few megabytes.
-        _require_space(target.parent, total + (16 << 20))
+        _require_space(folder.parent, total + (16 << 20))
         shards = list(_shards(sources, shard_bytes))
         names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
         with make_bar(total) as bar:
@@ -152,12 +145,6 @@ def make_checkpoint(
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         _write_json(folder / INDEX_FILE, index)
         Checkpoint(folder)  # what the exporter would refuse should not be found out there
-        folder.rename(target)
-    except OSError as error:
-        raise MonoedgeError(f"writing {target} failed: {error.strerror or error}; nothing was kept") from None
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _config(version: str, size: str) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from calibration.options import read_options
-from runtime.cli import need, run
+from calibration.progress import bar, progress
+from runtime.cli import need, run, say
 
 if TYPE_CHECKING:
     from calibration.calibrate import Options
@@ -50,13 +50,13 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         arguments.record or output.parent / f"{output.resolve().name}.observed.npz",
         apply_to=Bundle(arguments.apply_to) if arguments.apply_to is not None else None,
         overwrite=arguments.overwrite,
-        say=_say,
-        make_progress=_progress,
-        make_bar=lambda size: _bar("writing", size, unit="B", unit_scale=True),
+        say=say,
+        make_progress=progress,
+        make_bar=lambda size: bar("writing", size, unit="B", unit_scale=True),
     )
     print(report.text())  # noqa: T201
     _write(report.json, report.html, arguments.report)
-    _say(f'{output}: made; {output / REPORT_HTML} is the report; try\n  python -m runtime.chat --bundle {output} "…"')
+    say(f'{output}: made; {output / REPORT_HTML} is the report; try\n  python -m runtime.chat --bundle {output} "…"')
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -64,7 +64,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     from calibration.data import draw
 
     tests, _ = draw(_read(arguments.data, arguments), arguments.test_samples, 0, arguments.seed, have_tests=True)
-    report = compare(tuple(arguments.compare), tests, _options(arguments), make_progress=_progress)
+    report = compare(tuple(arguments.compare), tests, _options(arguments), make_progress=progress)
     print(report.text())  # noqa: T201
     _write(report.json, report.html, arguments.report)
 
@@ -104,29 +104,6 @@ def _write(json: Callable[[], str], html: Callable[[], str], path: Path | None) 
             path.with_name(path.name + ending).write_text(text, encoding="utf-8")
     except OSError as error:
         raise CalibrationError(f"the report {path} cannot be written: {error.strerror}") from None
-
-
-def _progress(name: str, total: int) -> Callable[[int], object]:
-    bar = _bar(name, total)
-
-    def progress(count: int) -> None:
-        bar.update(count)
-        if bar.n >= total:
-            bar.close()
-
-    return progress
-
-
-def _bar(name: str, total: int, **options: Any) -> Any:  # noqa: ANN401 - tqdm has no types
-    from tqdm import tqdm
-
-    # A log file keeps every state of the bar.
-    pause = 0.1 if sys.stderr.isatty() else 10
-    return tqdm(total=total, desc=name, file=sys.stderr, mininterval=pause, **options)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 - a command line speaks
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from export.engine_target import TARGETS
-from runtime.cli import need, run
+from runtime.cli import need, run, say
 
 _DESCRIPTION = """\
 Builds TensorRT plans of a bf16 or fp16 bundle: one for the decoder, with a profile for prefill and one for
@@ -86,13 +86,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         made = plans(bundle, options)
         if arguments.write_onnx is not None:
             engine_trtexec.write_graphs(bundle, made, arguments.write_onnx, arguments.overwrite)
-            _say(f"{arguments.write_onnx}: the graphs of both plans, with links to their weights")
+            say(f"{arguments.write_onnx}: the graphs of both plans, with links to their weights")
         if arguments.print_trtexec:
             print(engine_trtexec.script(bundle, options, made, plugin, arguments.write_onnx))  # noqa: T201
         return
     plugin = engine_build.find_plugin(arguments.plugin)
     if arguments.register:
-        engine_build.register(bundle, options, arguments.register, plugin, device, arguments.overwrite, _say)
+        engine_build.register(bundle, options, arguments.register, plugin, device, arguments.overwrite, say)
         return
     engine_build.build(
         bundle,
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         (arguments.timing_cache or _timing_cache(capability)) if target.timing_cache else None,
         device,
         arguments.overwrite,
-        _say,
+        say,
         _bar,
     )
 
@@ -134,7 +134,7 @@ def _check(arguments: argparse.Namespace) -> None:
     bundle, device = Bundle(arguments.bundle), find_device()
     if device is None:
         raise BackendError("there is no GPU here: run this on the device that the engines are for")
-    engine_verify.check(bundle, arguments.target, engine_build.find_plugin(arguments.plugin), device, _say)
+    engine_verify.check(bundle, arguments.target, engine_build.find_plugin(arguments.plugin), device, say)
 
 
 def _timing_cache(capability: int) -> Path:
@@ -161,10 +161,6 @@ def _bar(name: str) -> Iterator[Callable[[str, float], None]]:
             bar.update(max(100 * fraction - bar.n, 0))
 
         yield progress
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 - a command line speaks
 
 
 if __name__ == "__main__":

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from export.cpu_target import CPU_TARGET, CPU_WEIGHTS, FP32
 from export.engine_target import PORTABLE_TARGET
 from runtime.bundle import PRECISIONS
-from runtime.cli import need, run
+from runtime.cli import bar_options, need, run, say
 from runtime.errors import OptionError
 
 _DESCRIPTION = """\
@@ -87,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     BundleWriter(arguments.output, arguments.overwrite)  # refuses a target that exists before a long download
     folder = locate(arguments.ckpt)
     checkpoint = Checkpoint(folder)
-    _say(
+    say(
         f"{arguments.ckpt}: Mono-InternVL {checkpoint.config.version}, {checkpoint.config.num_hidden_layers} layers, "
         f"hidden {checkpoint.config.hidden_size}, {size_text(checkpoint.source_bytes)}"
     )
@@ -100,26 +99,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         overwrite=arguments.overwrite,
         opset=PORTABLE_OPSET if arguments.target == PORTABLE_TARGET else OPSET,
         cpu_weights=(arguments.weights or FP32) if arguments.target == CPU_TARGET else None,
-        say=_say,
+        say=say,
         make_bar=lambda size: tqdm(
             total=size,
             unit="B",
             unit_scale=True,
             desc="weights",
-            file=sys.stderr,
-            # A log file keeps every state of the bar.
-            mininterval=0.1 if sys.stderr.isatty() else 10,
+            **bar_options(),
         ),
     )
     total = sum(record.size for record in manifest.files.values())
-    _say(
+    say(
         f"{arguments.output}: {size_text(total)}, conversations of up to {manifest.model.max_length} tokens; try\n"
         f'  python -m runtime.chat --bundle {arguments.output} --image PHOTO "What is in the picture?"'
     )
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 - a command line speaks
 
 
 if __name__ == "__main__":

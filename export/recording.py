@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtime.cli import need, run
+from runtime.cli import need, run, say
 
 _DESCRIPTION = """\
 Records what ONNX Runtime makes of a prompt with a picture, computed in float32 from the bundle's own weights, so
@@ -54,21 +54,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         ) as bar:
             recorded = make.record(bundle, bar.update)
         make.put(bundle, recorded)
-        _say(f"{bundle.path(RECORDING)}: recorded" + (f", since {reason}" if reason else " again"))
+        say(f"{bundle.path(RECORDING)}: recorded" + (f", since {reason}" if reason else " again"))
         bundle = Bundle(arguments.bundle)
     elif arguments.output is None:
-        _say(f"{bundle.path(RECORDING)} is up to date; --overwrite records it again")
+        say(f"{bundle.path(RECORDING)} is up to date; --overwrite records it again")
     if arguments.output is not None:
         recording = form.read(bundle)
         length = files.choose_length(bundle, recording, arguments.max_length)
         files.write(bundle, recording, length, arguments.output)
-        _say(f"{arguments.output}: the first recorded call of each graph, with caches of {length} tokens")
+        say(f"{arguments.output}: the first recorded call of each graph, with caches of {length} tokens")
         for line in files.commands(bundle, recording, length, arguments.output):
             print(line)  # noqa: T201 - a command line speaks
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

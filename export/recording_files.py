@@ -9,8 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import shlex
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +19,8 @@ from export.engine_target import TARGETS
 from export.recording_format import Array, Recording, Values, empty_caches
 from runtime.backends.graph import INPUTS_EMBEDS
 from runtime.bundle import DECODER_GRAPH, Bundle, EngineRecord
-from runtime.errors import BundleError, OptionError
+from runtime.errors import OptionError
+from runtime.new_folder import new_folder
 from runtime.plugin_library import VARIABLE
 
 _WITH_PLUGIN = (
@@ -54,30 +53,19 @@ def write(bundle: Bundle, recording: Recording, max_length: int, folder: Path) -
 
     Raises:
         OptionError: the folder is there already.
-        BundleError: it cannot be written.
+        MonoedgeError: it cannot be written.
     """
-    if folder.exists():
-        raise OptionError(f"{folder} exists already: choose another folder, or delete it first")
     model, precision = bundle.manifest.model, bundle.manifest.precision
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-        try:
-            for graph, stem in form.GRAPHS.items():
-                call = recording[graph][0]
-                inputs = dict(call.inputs)
-                for name, array in inputs.items():
-                    _stored(array, precision).tofile(partial / _raw(stem, name))
-                if graph == DECODER_GRAPH:
-                    inputs |= empty_caches(model, max_length)
-                (partial / f"{stem}.inputs.json").write_bytes(_inputs_json(inputs, precision))
-                (partial / f"{stem}.outputs.json").write_bytes(form.outputs_json([call.outputs], "recorded"))
-            partial.chmod(0o755)
-            partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        raise BundleError(f"{folder} cannot be written: {error.strerror}") from None
+    with new_folder(folder) as partial:
+        for graph, stem in form.GRAPHS.items():
+            call = recording[graph][0]
+            inputs = dict(call.inputs)
+            for name, array in inputs.items():
+                _stored(array, precision).tofile(partial / _raw(stem, name))
+            if graph == DECODER_GRAPH:
+                inputs |= empty_caches(model, max_length)
+            (partial / f"{stem}.inputs.json").write_bytes(_inputs_json(inputs, precision))
+            (partial / f"{stem}.outputs.json").write_bytes(form.outputs_json([call.outputs], "recorded"))
 
 
 def commands(bundle: Bundle, recording: Recording, max_length: int, folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from runtime.errors import MonoedgeError
 
@@ -44,6 +44,19 @@ def need(extra: str, *modules: str) -> None:
     for module in modules:
         if importlib.util.find_spec(module) is None:
             raise MonoedgeError(f"{module} is not installed; this adds it: pip install 'monoedge[{extra}]'")
+
+
+def say(line: str) -> None:
+    """Tells people a line, on stderr: stdout is for what was asked for."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def bar_options(pause: float = 10.0) -> dict[str, Any]:
+    """What all progress bars of tqdm are made with: on stderr, a state every ``pause`` seconds in a file.
+
+    A log file keeps every state of a bar, a terminal only the last.
+    """
+    return {"file": sys.stderr, "mininterval": 0.1 if sys.stderr.isatty() else pause}
 
 
 def _die_of_interrupt() -> NoReturn:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +14,8 @@ import digits
 import shapes
 from task import Question, Scene, Task
 
-from runtime.cli import need, run
-from runtime.errors import MonoedgeError
+from runtime.cli import bar_options, need, run
+from runtime.new_folder import new_folder
 
 _DESCRIPTION = """\
 Draws pictures with questions and true answers into a new folder: pictures/*.png, and data.jsonl with one
@@ -88,14 +86,7 @@ def write(target: Path, stream: Iterator[Item], total: int) -> None:
     Raises:
         MonoedgeError: the target exists or cannot be written.
     """
-    target = target.expanduser().absolute()
-    if target.exists() or target.is_symlink():
-        raise MonoedgeError(f"{target} exists already: choose another folder, or delete it first")
-    folder: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-        folder.chmod(0o755)
+    with new_folder(target) as folder:
         (folder / "pictures").mkdir()
         drawn = -1
         with (folder / DATA_FILE).open("w", encoding="utf-8") as lines:
@@ -106,20 +97,12 @@ def write(target: Path, stream: Iterator[Item], total: int) -> None:
                     drawn = item.number
                 record = {"image": image, "prompt": item.prompt, "answer": item.question.answer}
                 lines.write(json.dumps(record, ensure_ascii=False) + "\n")
-        folder.rename(target)
-    except OSError as error:
-        raise MonoedgeError(f"writing {target} failed: {error.strerror or error}; nothing was kept") from None
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _bar(stream: Iterator[Item], total: int) -> Iterable[Item]:
     from tqdm import tqdm
 
-    # A log file keeps every state of the bar.
-    pause = 0.1 if sys.stderr.isatty() else 10
-    return tqdm(stream, total=total, unit="question", desc="drawing", file=sys.stderr, mininterval=pause)
+    return tqdm(stream, total=total, unit="question", desc="drawing", **bar_options())
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data import TASKS, Item, items
 
-from runtime.cli import need, run
+from runtime.cli import bar_options, need, run
 from runtime.model import Model
 
 _DESCRIPTION = """\
@@ -44,8 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     model = runtime.load(arguments.bundle)
     asked = items(TASKS[arguments.task], arguments.count, arguments.seed, text_only=arguments.text_only)
-    pause = 0.1 if sys.stderr.isatty() else 10
-    bar = tqdm(asked, total=arguments.count, unit="question", file=sys.stderr, mininterval=pause)
+    bar = tqdm(asked, total=arguments.count, unit="question", **bar_options())
     results = [(item, answer(model, item)) for item in bar]
     if arguments.wrong:
         for item, said in results:

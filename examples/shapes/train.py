@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.cli import need, run
+from runtime.cli import bar_options, need, run, say
 from runtime.errors import MonoedgeError
 
 if TYPE_CHECKING:
@@ -130,14 +129,14 @@ def train(
     settings = Settings(task_name, seed, course, sizes, language_digest(student) if language else None)
     trainer = Trainer(output, settings, student, lessons, TASKS[task_name], [TASKS[name] for name in LANGUAGE_TASKS])
     if trainer.step or trainer.stage:
-        _say(f"{output}: goes on after step {trainer.step} of stage {trainer.stage + 1} of {len(course)}")
+        say(f"{output}: goes on after step {trainer.step} of stage {trainer.stage + 1} of {len(course)}")
     trainer.run(_bar, until)
     draw_curve(output)
     if not trainer.done:
         return
     save(student, TEMPLATE, sizes, output / "checkpoint")
-    _say(f"the language part is as it was when it was frozen: SHA-256 {language_digest(student)}")
-    _say(
+    say(f"the language part is as it was when it was frozen: SHA-256 {language_digest(student)}")
+    say(
         f"{output / 'checkpoint'} is made; try\n"
         f"  python -m export.onnx --ckpt {output / 'checkpoint'} -o bundle/\n"
         f"  python examples/shapes/evaluate.py --bundle bundle/ --task {task_name}"
@@ -203,20 +202,17 @@ def _shortened(
     task, tasks = TASKS[task_name], [TASKS[name] for name in LANGUAGE_TASKS]
     needed = sum(stage.steps * seconds_a_step(stage, student, lessons, task, tasks) for stage in course)
     share = min(1.0, 60 * minutes / needed)
-    _say(f"the whole course takes about {needed / 60:.0f} minutes here, {minutes:g} minutes are {share:.0%} of it")
+    say(f"the whole course takes about {needed / 60:.0f} minutes here, {minutes:g} minutes are {share:.0%} of it")
     if share < 0.5:
-        _say("expect a student that has learned the form of the answers and only part of their content")
+        say("expect a student that has learned the form of the answers and only part of their content")
     return tuple(replace(stage, steps=max(10, round(stage.steps * share))) for stage in course)
 
 
 def _bar(steps: Iterable[int], stage: Stage, done: int) -> Iterator[int]:
     from tqdm import tqdm
 
-    # A log file keeps every state of the bar.
-    pause = 0.1 if sys.stderr.isatty() else 30
-    _say(f"{stage.name}: {stage.about}")
-    bar = tqdm(steps, desc=stage.name, initial=done, total=stage.steps, unit="step", file=sys.stderr, mininterval=pause)
-    yield from bar
+    say(f"{stage.name}: {stage.about}")
+    yield from tqdm(steps, desc=stage.name, initial=done, total=stage.steps, unit="step", **bar_options(30))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -245,10 +241,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.minutes is not None and arguments.minutes <= 0:
         parser.error(f"argument --minutes: expected more than 0, got {arguments.minutes:g}")
     return arguments
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
