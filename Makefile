@@ -23,7 +23,7 @@ $(VENV)/ready: pyproject.toml
 	$(BIN)/pip install --disable-pip-version-check --no-input --editable '.[cpu,export,calibration,rtx,dev]'
 	touch $@
 
-$(DEMO_BUNDLE)/manifest.json: $(VENV)/ready $(wildcard export/*.py plugins_trt/*.py) examples/shapes/checkpoint/model.safetensors
+$(DEMO_BUNDLE)/manifest.json: $(VENV)/ready $(shell find export plugins_trt -name "*.py") examples/shapes/checkpoint/model.safetensors
 	$(BIN)/python -m export.onnx --ckpt examples/shapes/checkpoint -o $(DEMO_BUNDLE) --overwrite
 
 demo: $(DEMO_BUNDLE)/manifest.json

@@ -9,9 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-from runtime.bench_machine import machine_facts
-from runtime.bundle import size_text
-from runtime.cli import run
+from runtime.bench.machine import machine_facts
+from runtime.bundle.manifest import size_text
+from runtime.console.run import run
 from runtime.errors import MonoedgeError
 
 _DESCRIPTION = """\

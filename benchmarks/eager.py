@@ -1,4 +1,4 @@
-"""The model of ``export.modeling`` in eager PyTorch, measured as ``python -m runtime.bench`` measures bundles."""
+"""The model of ``export.model.modeling`` in eager PyTorch, measured as ``python -m runtime.bench`` measures bundles."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from runtime.bench_measure import Loaded, measure
-from runtime.bench_record import workload, workload_parser
-from runtime.cli import need, run
+from runtime.bench.measure import Loaded, measure
+from runtime.bench.record import workload, workload_parser
+from runtime.console.run import need, run
 
 if TYPE_CHECKING:
     import torch
 
-    from export.modeling import Decoder, Vision
+    from export.model.modeling import Decoder, Vision
 
 _DESCRIPTION = """\
 Measures a checkpoint in PyTorch, without an export, and prints one record, a line of JSON. A contender for
@@ -47,9 +47,9 @@ def _loaded(folder: Path, precision: str, threads: int | None, images: bool) -> 
     import torch
 
     from export.bundle import image_processor
-    from export.checkpoint import Checkpoint
-    from export.graphs import DTYPES
-    from export.loading import load_decoder, load_vision
+    from export.checkpoint.reader import Checkpoint
+    from export.model.loading import load_decoder, load_vision
+    from export.model.trace import DTYPES
 
     if threads is not None:
         torch.set_num_threads(threads)

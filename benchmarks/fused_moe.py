@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from fused_moe_cases import FORMATS, Call, Tensor, check, make_case, our_call, torch_calls, visual_rows, weight_bytes
 
-from runtime.cli import run
+from runtime.console.run import run
 from runtime.errors import MonoedgeError, OptionError
 from tests.plugins_trt.kernels import Kernels, build_for_gpu
 

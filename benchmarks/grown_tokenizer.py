@@ -9,8 +9,8 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from export.sentencepiece_model import NORMAL, Piece, read_pieces
-from runtime.tokenizer import CHAT_TOKENS, IMAGE_TOKENS
+from export.checkpoint.sentencepiece import NORMAL, Piece, read_pieces
+from runtime.text.tokenizer import CHAT_TOKENS, IMAGE_TOKENS
 
 
 def write_tokenizer(template: Path, folder: Path, vocab_size: int) -> None:

@@ -17,21 +17,21 @@ import numpy as np
 import onnx
 import onnx.inliner
 
-from calibration.asking import Asker
-from calibration.budget import Trials
-from calibration.choose import Choice, choose
 from calibration.data import Example, digest, read_examples
-from calibration.decoder import GraphBackend
-from calibration.measure import KINDS, Comparison, Reference
-from calibration.observe import observe
+from calibration.observed.observe import observe
+from calibration.observed.record import Origin, Record, bundle_hash
 from calibration.progress import progress
-from calibration.record import Origin, Record, bundle_hash
-from calibration.report import ROWS
-from calibration.sites import Site, choose_sites, find_sites
-from calibration.weights import DecoderWeights
+from calibration.reporting.report import ROWS
+from calibration.scales.choose import Choice, choose
+from calibration.trial.backend import GraphBackend
+from calibration.trial.budget import Trials
+from calibration.trial.measure import KINDS, Comparison, Reference
+from calibration.trial.prober import Asker
+from export.quantized.quantizable import Site, choose_sites, find_sites
+from export.quantized.weights import DecoderWeights
 from runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeContext
-from runtime.bundle import DECODER_GRAPH, Bundle
-from runtime.cli import run
+from runtime.bundle.manifest import DECODER_GRAPH, Bundle
+from runtime.console.run import run
 from runtime.errors import MonoedgeError
 from runtime.model import Model
 

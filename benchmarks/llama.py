@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from make_gguf import need_pip
 
-from runtime.bench_machine import cores
-from runtime.bench_measure import Loaded, measure
-from runtime.bench_record import Workload, workload, workload_parser
-from runtime.cli import run
+from runtime.bench.machine import cores
+from runtime.bench.measure import Loaded, measure
+from runtime.bench.record import Workload, workload, workload_parser
+from runtime.console.run import run
 from runtime.errors import BackendError
 
 if TYPE_CHECKING:

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime.cli import need, run
+from runtime.console.files import new_folder
+from runtime.console.run import need, run
 from runtime.errors import MonoedgeError
-from runtime.new_folder import new_folder
 
 if TYPE_CHECKING:
-    from export.tensors import Source
-    from runtime.bundle_writer import MakeBar
+    from export.checkpoint.tensors import Source
+    from export.writer import MakeBar
 
 _DESCRIPTION = """\
 Writes a checkpoint with the shape of Mono-InternVL-2B and random weights in bf16: config.json, sharded
@@ -123,9 +123,9 @@ def make_checkpoint(
     """
     from grown_tokenizer import write_tokenizer
 
-    from export.checkpoint import INDEX_FILE, Checkpoint
-    from export.config import read_config
-    from export.tensors import all_sources
+    from export.checkpoint.config import read_config
+    from export.checkpoint.reader import INDEX_FILE, Checkpoint
+    from export.checkpoint.tensors import all_sources
 
     with new_folder(target) as folder:
         config = _config(version, size)

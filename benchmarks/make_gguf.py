@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from make_checkpoint import SIZES
 
-from runtime.cli import run
+from runtime.console.run import run
 from runtime.errors import MonoedgeError
 
 _DESCRIPTION = """\

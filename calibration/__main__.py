@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from calibration.options import read_options
 from calibration.progress import bar, progress
-from runtime.cli import need, run, say
+from runtime.console.run import need, run, say
 
 if TYPE_CHECKING:
     from calibration.calibrate import Options
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = read_options(argv)
     need("calibration", "onnx", "ml_dtypes", "matplotlib", "threadpoolctl", "tqdm")
     if arguments.inspect is not None:
-        from calibration.inspect import inspect
+        from calibration.observed.inspect import inspect
 
         print(inspect(arguments.inspect))  # noqa: T201
     elif arguments.compare is not None:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _calibrate(arguments: argparse.Namespace) -> None:
     from calibration.calibrate import REPORT_HTML, calibrate
     from calibration.data import draw
-    from runtime.bundle import Bundle
+    from runtime.bundle.manifest import Bundle
 
     examples = _read(arguments.data, arguments)
     given = _read(arguments.test_data, arguments) if arguments.test_data is not None else None
@@ -77,7 +77,7 @@ def _read(data: Path, arguments: argparse.Namespace) -> list[Example]:
 
 def _options(arguments: argparse.Namespace) -> Options:
     from calibration.calibrate import Options
-    from calibration.choose import Choice
+    from calibration.scales.choose import Choice
 
     return Options(
         experts=tuple(arguments.experts.split(",")),

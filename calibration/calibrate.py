@@ -10,21 +10,21 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from calibration.asking import Asker, check_examples
-from calibration.budget import Trial, Trials, hold, name
-from calibration.bundle import check_source, write_quantized
-from calibration.candidate import weights_size
-from calibration.choose import Choice, Chosen, choose
 from calibration.data import Example, digest
 from calibration.errors import CalibrationError
-from calibration.measure import Reference
-from calibration.observe import observe
-from calibration.record import Origin, Record, bundle_hash
-from calibration.report import Report, calibration_report, stored_size
-from calibration.sites import Site, choose_sites, find_sites
-from calibration.weights import DecoderWeights
-from runtime.bundle import CPU, QDQ, TOKENIZER, Bundle
-from runtime.bundle_writer import BundleWriter, MakeBar
+from calibration.observed.observe import observe
+from calibration.observed.record import Origin, Record, bundle_hash
+from calibration.reporting.report import Report, calibration_report, stored_size
+from calibration.scales.choose import Choice, Chosen, choose
+from calibration.trial.budget import Trial, Trials, hold, name
+from calibration.trial.candidate import weights_size
+from calibration.trial.measure import Reference
+from calibration.trial.prober import Asker, check_examples
+from export.quantized.bundle import check_source, write_quantized
+from export.quantized.quantizable import Site, choose_sites, find_sites
+from export.quantized.weights import DecoderWeights
+from export.writer import BundleWriter, MakeBar
+from runtime.bundle.manifest import CPU, QDQ, TOKENIZER, Bundle
 from runtime.model import load
 
 Say = Callable[[str], object]

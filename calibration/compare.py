@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calibration.asking import Asker, check_examples
 from calibration.data import Example, digest
-from calibration.measure import Reference
-from calibration.report import Report, comparison_report, stored_size
+from calibration.reporting.report import Report, comparison_report, stored_size
+from calibration.trial.measure import Reference
+from calibration.trial.prober import Asker, check_examples
 from runtime.model import load
 
 if TYPE_CHECKING:

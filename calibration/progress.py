@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from runtime.cli import bar_options
+from runtime.console.run import bar_options
 
 
 def bar(name: str, total: int, **options: Any) -> Any:  # noqa: ANN401 - tqdm has no types

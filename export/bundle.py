@@ -11,17 +11,19 @@ from pathlib import Path
 
 import onnx
 
-from calibration import parts
 from export.check import check_bundle, check_cpu_bundle
-from export.checkpoint import Checkpoint
-from export.config import CheckpointError, ModelConfig
+from export.checkpoint.config import ModelConfig
+from export.checkpoint.reader import Checkpoint
 from export.cpu import cpu_decoder
-from export.graphs import Graph, trace_decoder, trace_vision
-from export.portable import portable
-from export.weights import embeddings_size, write_embeddings, write_weights
+from export.errors import CheckpointError
+from export.model.trace import Graph, trace_decoder, trace_vision
+from export.model.weights import embeddings_size, write_embeddings, write_weights
+from export.passes.portable import portable
+from export.quantized import parts
+from export.writer import BundleWriter, MakeBar
 from plugins_trt import function
 from plugins_trt.schema import DOMAIN, VERSION
-from runtime.bundle import (
+from runtime.bundle.manifest import (
     CHAT_TEMPLATE,
     DECODER_GRAPH,
     TOKENIZER,
@@ -30,9 +32,8 @@ from runtime.bundle import (
     ModelFacts,
     size_text,
 )
-from runtime.bundle_writer import BundleWriter, MakeBar
 from runtime.errors import BackendError
-from runtime.preprocess import ImageProcessor
+from runtime.images.preprocess import ImageProcessor
 
 DEFAULT_MAX_LENGTH = 8192
 """Tokens that a conversation may have unless ``--max-length`` says otherwise. It costs the size of the rotary
@@ -69,7 +70,7 @@ def export_bundle(
         overwrite: replace a bundle that is there already.
         say: told each step as one line.
         make_bar: a progress bar over a number of bytes.
-        opset: of the graphs, as they are traced or that of ``export.portable``.
+        opset: of the graphs, as they are traced or that of ``export.passes.portable``.
         cpu_weights: one of ``export.cpu_target.CPU_WEIGHTS``, for a decoder in form ``cpu``, beside which
             ``precision`` is fp32. None for one that any runtime takes.
 
@@ -133,7 +134,7 @@ def _record(writer: BundleWriter, manifest: Manifest, say: Say, make_bar: MakeBa
     if find_spec("onnxruntime") is None:
         say(f"not recorded: onnxruntime is not installed; pip install 'monoedge[cpu]' adds it, and {remedy}")
         return
-    from export import recording_make
+    from export.recorded import make as recording_make
 
     bundle = writer.draft(manifest)
     say("recording what engines will be compared with")

@@ -10,12 +10,12 @@ import numpy as np
 import onnx
 import torch
 
-from export.checkpoint import Checkpoint
-from export.config import CheckpointError
-from export.graphs import DTYPES, cache_names
-from export.loading import load_decoder, load_vision
+from export.checkpoint.reader import Checkpoint
+from export.errors import CheckpointError
+from export.model.loading import load_decoder, load_vision
+from export.model.trace import DTYPES, cache_names
 from runtime.backends.graph import UPDATE
-from runtime.bundle import DECODER_GRAPH, VISION_GRAPH, VISUAL_DECODER_GRAPH, Bundle
+from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, VISUAL_DECODER_GRAPH, Bundle
 from runtime.errors import BackendError
 
 QUANTIZED_TOLERANCE = 0.5

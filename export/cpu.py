@@ -1,6 +1,7 @@
 """The decoder of a bundle for ONNX Runtime on a CPU, straight from a checkpoint: no float decoder on the disk between.
 
-``calibration.parts`` has the graphs, ``calibration.rewrite`` the numbers; here is where the weights come from.
+``export.quantized.parts`` has the graphs, ``export.quantized.rewrite`` the numbers; here is where the weights come
+from.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ import numpy.typing as npt
 import onnx
 import torch
 
-from calibration.bundle import quantization
-from calibration.parts import Part, parts
-from calibration.plan import MatrixPlan, QuantizationPlan
-from calibration.rewrite import rewrite
-from calibration.sites import Site, find_sites
-from export.checkpoint import Checkpoint
+from export.checkpoint.reader import Checkpoint
 from export.cpu_target import FP32, INT4
-from export.graphs import Graph
-from export.weights import blocks_by_name
-from runtime.bundle import CPU, MODES, W4A16, ModelFacts, Quantization
+from export.model.trace import Graph
+from export.model.weights import blocks_by_name
+from export.quantized.bundle import quantization
+from export.quantized.parts import Part, parts
+from export.quantized.plan import MatrixPlan, QuantizationPlan
+from export.quantized.quantizable import Site, find_sites
+from export.quantized.rewrite import rewrite
+from runtime.bundle.manifest import CPU, MODES, W4A16, ModelFacts, Quantization
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def _bits(site: Site, weights: str) -> int:
 
 
 class _CheckpointWeights:
-    """The tensors of a checkpoint by the names of the traced graph, as ``calibration.weights.Weights``."""
+    """The tensors of a checkpoint by the names of the traced graph, as ``export.quantized.weights.Weights``."""
 
     def __init__(self, graph: Graph, checkpoint: Checkpoint, max_length: int) -> None:
         self.model: onnx.ModelProto = graph.model

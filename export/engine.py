@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from export.engine_target import TARGETS
-from runtime.cli import need, run, say
+from export.engines.target import TARGETS
+from runtime.console.run import need, run, say
 
 _DESCRIPTION = """\
 Builds TensorRT plans of a bf16 or fp16 bundle: one for the decoder, with a profile for prefill and one for
@@ -45,11 +45,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
 
     need("export", "onnx", "tqdm")
-    from export import engine_build, engine_trtexec
-    from export.engine_device import find_device
-    from export.engine_plan import Options, check_bundle, check_chip, check_lengths, plans
-    from export.engine_target import choose_capability, require_module
-    from runtime.bundle import Bundle
+    from export.engines import build as engine_build
+    from export.engines import trtexec as engine_trtexec
+    from export.engines.device import find_device
+    from export.engines.plan import Options, check_bundle, check_chip, check_lengths, plans
+    from export.engines.target import choose_capability, require_module
+    from runtime.bundle.manifest import Bundle
     from runtime.errors import BackendError, OptionError
 
     if arguments.check:
@@ -124,9 +125,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from export import engine_build, engine_verify
-    from export.engine_device import find_device
-    from runtime.bundle import Bundle
+    from export.engines import build as engine_build
+    from export.engines import verify as engine_verify
+    from export.engines.device import find_device
+    from runtime.bundle.manifest import Bundle
     from runtime.errors import BackendError, OptionError
 
     if arguments.register or arguments.print_trtexec or arguments.write_onnx is not None:

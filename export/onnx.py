@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.cpu_target import CPU_TARGET, CPU_WEIGHTS, FP32
-from export.engine_target import PORTABLE_TARGET
-from runtime.bundle import PRECISIONS
-from runtime.cli import bar_options, need, run, say
+from export.engines.target import PORTABLE_TARGET
+from runtime.bundle.manifest import PRECISIONS
+from runtime.console.run import bar_options, need, run, say
 from runtime.errors import OptionError
 
 _DESCRIPTION = """\
@@ -77,11 +77,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from tqdm import tqdm
 
     from export.bundle import export_bundle
-    from export.checkpoint import Checkpoint, locate
-    from export.portable_nodes import OPSET as PORTABLE_OPSET
+    from export.checkpoint.reader import Checkpoint, locate
+    from export.passes.nodes import OPSET as PORTABLE_OPSET
+    from export.writer import BundleWriter
     from plugins_trt.function import OPSET
-    from runtime.bundle import size_text
-    from runtime.bundle_writer import BundleWriter
+    from runtime.bundle.manifest import size_text
 
     BundleWriter(arguments.output, arguments.overwrite)  # refuses a target that exists before a long download
     folder = locate(arguments.ckpt)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtime.cli import need, run, say
+from runtime.console.run import need, run, say
 
 _DESCRIPTION = """\
 Records what ONNX Runtime makes of a prompt with a picture, computed in float32 from the bundle's own weights, so
@@ -38,10 +38,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     need("cpu", "onnxruntime")
     from tqdm import tqdm
 
-    from export import recording_files as files
-    from export import recording_format as form
-    from export import recording_make as make
-    from runtime.bundle import RECORDING, Bundle
+    from export.recorded import files, make
+    from export.recorded import format as form
+    from runtime.bundle.manifest import RECORDING, Bundle
     from runtime.errors import OptionError
 
     if arguments.max_length is not None and arguments.output is None:

@@ -1,6 +1,6 @@
 """The definition of monoedge's operators: names, domain, version, inputs, outputs and attributes, as plain data.
 
-Everything else follows this file: the PyTorch operators (``export.fused_moe``), the ONNX nodes, the function
+Everything else follows this file: the PyTorch operators (``export.model.fused_moe``), the ONNX nodes, the function
 bodies (``plugins_trt.function``) and the TensorRT plugin. It imports nothing, so that anybody may import it.
 
 Shapes are given in named dimensions; a name that appears twice is the same number. Weights lie as PyTorch stores

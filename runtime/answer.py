@@ -15,7 +15,7 @@ from runtime.conversation import Prompt
 from runtime.generation import Sequence
 from runtime.options import AnswerOptions
 from runtime.sampling import Sampler
-from runtime.tokenizer import StreamDecoder, Tokenizer
+from runtime.text.tokenizer import StreamDecoder, Tokenizer
 
 
 @dataclass

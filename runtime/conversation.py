@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from runtime.backends import Pixels
 from runtime.errors import PromptError
-from runtime.frames import DevicePixels
-from runtime.preprocess import pixel_digest
-from runtime.template import ChatTemplate
-from runtime.tokenizer import Tokenizer
+from runtime.images.frames import DevicePixels
+from runtime.images.preprocess import pixel_digest
+from runtime.text.template import ChatTemplate
+from runtime.text.tokenizer import Tokenizer
 
 _PLACE_BITS = 32
 """A visual token's key holds its place in the image in that many bits, and the image's number above them."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from runtime.backends import Backend, Context
 from runtime.conversation import Prompt, common_prefix
-from runtime.frames import DevicePixels
+from runtime.images.frames import DevicePixels
 
 GROWTH = 256
 """Caches grow by multiples of this many tokens."""

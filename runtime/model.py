@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.backends import Backend, FrameBackend, Pixels, open_backend
-from runtime.bundle import CHAT_TEMPLATE, TOKENIZER, Bundle
+from runtime.bundle.manifest import CHAT_TEMPLATE, TOKENIZER, Bundle
 from runtime.errors import BundleError, ImageError, OptionError
-from runtime.frames import DeviceImage, is_device_frame
-from runtime.preprocess import ImageInput
+from runtime.images.frames import DeviceImage, is_device_frame
+from runtime.images.preprocess import ImageInput
 from runtime.session import Images, Session
-from runtime.template import ChatTemplate
-from runtime.tokenizer import Tokenizer
+from runtime.text.template import ChatTemplate
+from runtime.text.tokenizer import Tokenizer
 
 BUNDLE_VARIABLE = "MONOEDGE_BUNDLE"
 """The environment variable that names the default bundle."""

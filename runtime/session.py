@@ -14,10 +14,10 @@ import numpy.typing as npt
 from runtime.answer import Answer, Stats
 from runtime.conversation import Conversation, Turn
 from runtime.errors import ImageError, OptionError, PromptError
-from runtime.frames import DeviceImage, is_device_frame
 from runtime.generation import Sequence as TokenSequence
+from runtime.images.frames import DeviceImage, is_device_frame
+from runtime.images.preprocess import ImageInput, load_image
 from runtime.options import DEFAULT_MAX_NEW_TOKENS, AnswerOptions
-from runtime.preprocess import ImageInput, load_image
 
 if TYPE_CHECKING:
     from runtime.model import Model
@@ -33,7 +33,7 @@ class Session:
 
     Args:
         image: a path, the bytes of an image file, a PIL image, a uint8 array [height, width, 3], such an array in a
-            GPU's memory (``runtime.frames``) where the backend computes there, a list of these, or None. A GPU's
+            GPU's memory (``runtime.images.frames``) where the backend computes there, a list of these, or None. A GPU's
             memory is read when the question is asked, and may be written again after.
         prompt: the first question; ``<image>`` in it stands for an image, in order. Without such placeholders
             the images stand before it. None starts the conversation with the first ``ask``.

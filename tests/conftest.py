@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import shutil
 import signal
 import subprocess
@@ -10,15 +11,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
-from calibration.absmax import absmax_plan
-from calibration.bundle import write_quantized
-from calibration.sites import choose_sites, find_sites
-from calibration.weights import DecoderWeights
+from calibration.scales.absmax import absmax_plan
 from export.onnx import main
-from runtime.bundle import Bundle
-from runtime.plugin_library import LIBRARY
+from export.quantized.bundle import write_quantized
+from export.quantized.quantizable import choose_sites, find_sites
+from export.quantized.weights import DecoderWeights
+from runtime.backends.plugin_library import LIBRARY
+from runtime.bundle.manifest import Bundle
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build/test-plugin"
@@ -136,6 +139,37 @@ def bf16_bundle(request: pytest.FixtureRequest) -> Path:
     """Both versions in turn, as GPUs want them."""
     bundle: Path = request.getfixturevalue(f"{request.param.replace('-', '_')}_bf16_bundle")
     return bundle
+
+
+# Data of calibrations -----------------------------------------------------------------------------------------------
+
+QUESTIONS = ("How many shapes are there?", "What color is the circle?", "Describe the image.")
+COLORS = ("red", "green", "blue", "orange", "black")
+
+
+def draw_picture(file: Path, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    picture = Image.new("RGB", (448, 448), "white")
+    pen = ImageDraw.Draw(picture)
+    for _ in range(1 + seed % 3):
+        x, y = (int(place) for place in generator.integers(20, 330, 2))
+        color = COLORS[int(generator.integers(len(COLORS)))]
+        (pen.ellipse if generator.random() < 0.5 else pen.rectangle)([x, y, x + 90, y + 90], fill=color)
+    picture.save(file)
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JSONL file: 20 questions about pictures, 4 about none; some have answers."""
+    folder = tmp_path_factory.mktemp("pairs")
+    entries = []
+    for number in range(20):
+        draw_picture(folder / f"{number}.png", number)
+        entry = {"image": f"{number}.png", "prompt": QUESTIONS[number % len(QUESTIONS)]}
+        entries.append(entry | ({"answer": "There are two shapes."} if number % 4 == 0 else {}))
+    entries += [{"image": None, "prompt": f"{color} circle. {QUESTIONS[1]}"} for color in COLORS[:4]]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return folder / "pairs.jsonl"
 
 
 Quantize = Callable[..., Path]

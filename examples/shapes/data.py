@@ -14,8 +14,8 @@ import digits
 import shapes
 from task import Question, Scene, Task
 
-from runtime.cli import bar_options, need, run
-from runtime.new_folder import new_folder
+from runtime.console.files import new_folder
+from runtime.console.run import bar_options, need, run
 
 _DESCRIPTION = """\
 Draws pictures with questions and true answers into a new folder: pictures/*.png, and data.jsonl with one

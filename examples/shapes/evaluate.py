@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data import TASKS, Item, items
 
-from runtime.cli import bar_options, need, run
+from runtime.console.run import bar_options, need, run
 from runtime.model import Model
 
 _DESCRIPTION = """\

@@ -13,9 +13,9 @@ import torch
 from student import Batch
 from task import SIZE, Part, Question, Scene, Task
 
-from runtime.preprocess import ImageProcessor
-from runtime.template import ChatTemplate
-from runtime.tokenizer import Tokenizer
+from runtime.images.preprocess import ImageProcessor
+from runtime.text.template import ChatTemplate
+from runtime.text.tokenizer import Tokenizer
 
 BLANK = "-"
 """The word for where there is nothing."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from data import TASKS, scene_of
 
-from runtime.cli import need, run
+from runtime.console.run import need, run
 
 if TYPE_CHECKING:
     from lessons import Lessons

@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from export.checkpoint import Checkpoint
-from export.config import ModelConfig
-from export.modeling import Decoder, Vision
-from export.tensors import (
+from export.checkpoint.config import ModelConfig
+from export.checkpoint.reader import Checkpoint
+from export.checkpoint.tensors import (
     Parameter,
     Source,
     decoder_parameters,
@@ -26,6 +25,7 @@ from export.tensors import (
     unused_sources,
     vision_parameters,
 )
+from export.model.modeling import Decoder, Vision
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,10 @@ def official_tensors(student: Student) -> dict[str, torch.Tensor]:
 
 
 def _scatter(parameter: Parameter, value: torch.Tensor, config: ModelConfig, targets: list[torch.Tensor]) -> None:
-    """Undoes ``export.tensors.stream``: reads numbered places through it, and so learns where each value belongs."""
+    """Undoes ``export.checkpoint.tensors.stream``.
+
+    Numbered places are read through it, which tells where each value belongs.
+    """
     starts = dict(
         zip(parameter.sources, torch.tensor([0, *map(torch.numel, targets)]).cumsum(0).tolist(), strict=False)
     )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.cli import bar_options, need, run, say
+from runtime.console.run import bar_options, need, run, say
 from runtime.errors import MonoedgeError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lessons import Lessons
     from student import Student
 
-    from export.config import ModelConfig
+    from export.checkpoint.config import ModelConfig
 
 _DESCRIPTION = """\
 Trains a small Mono-InternVL to answer questions about drawn shapes, by the recipe of the real one:
@@ -152,7 +152,7 @@ def new_student(sizes: dict[str, dict[str, int | bool]], seed: int) -> tuple[Stu
 
     from student import Student, write_config
 
-    from export.config import read_config
+    from export.checkpoint.config import read_config
 
     with tempfile.TemporaryDirectory() as folder:
         write_config(TEMPLATE, sizes, Path(folder))
@@ -168,10 +168,10 @@ def lessons_for(config: ModelConfig) -> Lessons:
     from lessons import Lessons
 
     from export.bundle import image_processor
-    from export.templates import template
-    from export.tokenizer import convert
-    from runtime.template import ChatTemplate
-    from runtime.tokenizer import Tokenizer
+    from export.checkpoint.templates import template
+    from export.checkpoint.tokenizer import convert
+    from runtime.text.template import ChatTemplate
+    from runtime.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(convert(TEMPLATE, config.vocab_size)))
     return Lessons(tokenizer, ChatTemplate.from_json(template(config.template)), image_processor(config), TURNS)

@@ -1,7 +1,7 @@
 // A picture in device memory to the tiles that the vision network reads, with the bits of Pillow's bicubic filter.
 //
 // Pillow resizes 8-bit pictures in fixed point: in one direction, rounded to 8 bits, then in the other, rounded again.
-// Whoever calls makes the weights and knows the order (runtime/resampling.py), so that nothing is computed in floating
+// Whoever calls makes the weights and knows the order (runtime/images/resampling.py), so that nothing is computed in floating
 // point here.
 
 #pragma once

@@ -12,10 +12,10 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from runtime.bundle import Bundle
+from runtime.bundle.manifest import Bundle
 from runtime.errors import OptionError
-from runtime.frames import DeviceImage, DevicePixels
-from runtime.preprocess import ImageProcessor
+from runtime.images.frames import DeviceImage, DevicePixels
+from runtime.images.preprocess import ImageProcessor
 
 Array = npt.NDArray[Any]
 Pixels: TypeAlias = npt.NDArray[np.float32] | DevicePixels
@@ -85,7 +85,7 @@ class FrameBackend(Protocol):
 # Where each backend's class is: module, class.
 _BACKENDS = {
     "onnxruntime": ("runtime.backends.onnxruntime", "OnnxRuntimeBackend"),
-    "tensorrt": ("runtime.backends.tensorrt", "TensorRTBackend"),
+    "tensorrt": ("runtime.backends.tensorrt.backend", "TensorRTBackend"),
     "onnxruntime-cuda": ("runtime.backends.onnxruntime_gpu", "CudaProviderBackend"),
     "onnxruntime-tensorrt": ("runtime.backends.onnxruntime_gpu", "TensorRTProviderBackend"),
 }

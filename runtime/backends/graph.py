@@ -1,4 +1,4 @@
-"""What goes into the graphs of a bundle and what comes out, by name; ``export.graphs`` gives these names."""
+"""What goes into the graphs of a bundle and what comes out, by name; ``export.model.trace`` gives these names."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from runtime.backends import graph
 from runtime.backends.onnxruntime import CHUNK, OnnxRuntimeBackend, telling
-from runtime.bundle import DECODER_GRAPH, Bundle, ModelFacts
+from runtime.backends.plugin_library import plugin_library
+from runtime.bundle.manifest import DECODER_GRAPH, Bundle, ModelFacts
 from runtime.errors import BackendError, OptionError
-from runtime.plugin_library import plugin_library
 
 # isort: split
 # Behind our own, which says how to get it where it is not installed.

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import runtime
-from export.checkpoint import Checkpoint
-from export.graphs import DTYPES
-from export.loading import load_decoder, load_vision
-from runtime.bench_record import Record
+from export.checkpoint.reader import Checkpoint
+from export.model.loading import load_decoder, load_vision
+from export.model.trace import DTYPES
+from runtime.bench.record import Record
 from runtime.errors import MonoedgeError
 from runtime.generation import Sequence
 

@@ -19,10 +19,10 @@ from safetensors import safe_open
 
 import runtime
 from export.bundle import export_bundle
-from export.checkpoint import INDEX_FILE, Checkpoint
-from export.tokenizer import convert
+from export.checkpoint.reader import INDEX_FILE, Checkpoint
+from export.checkpoint.tokenizer import convert
 from runtime.errors import MonoedgeError
-from runtime.tokenizer import CHAT_TOKENS, IMAGE_TOKENS, Tokenizer
+from runtime.text.tokenizer import CHAT_TOKENS, IMAGE_TOKENS, Tokenizer
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "tests" / "data" / "golden" / "tiny-v15" / "checkpoint"
@@ -96,8 +96,8 @@ def test_versions_differ_in_the_attention_experts_alone(made):
 
 
 def test_the_full_size_is_that_of_the_released_model(script, tmp_path):
-    from export.config import read_config
-    from export.tensors import all_sources
+    from export.checkpoint.config import read_config
+    from export.checkpoint.tensors import all_sources
 
     (tmp_path / "config.json").write_text(json.dumps(script._config("1.0", "2b")))
     sources = all_sources(read_config(tmp_path))

@@ -17,9 +17,10 @@ import pytest
 import runtime
 from calibration.__main__ import main
 from calibration.errors import CalibrationError
-from calibration.record import Record
-from calibration.weights import DecoderWeights
-from runtime.bundle import DECODER_WEIGHTS, Bundle
+from calibration.observed.record import Record
+from export.errors import QuantizationError
+from export.quantized.weights import DecoderWeights
+from runtime.bundle.manifest import DECODER_WEIGHTS, Bundle
 from runtime.errors import BackendError, BundleError, MonoedgeError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -250,15 +251,15 @@ def test_a_budget_keeps_the_worst_layer(shapes_bundle: Path, pairs: Path, tmp_pa
 @pytest.mark.parametrize(
     ("options", "error", "expected"),
     [
-        (["--bundle", "{quantized}"], CalibrationError, "is quantized already"),
+        (["--bundle", "{quantized}"], QuantizationError, "is quantized already"),
         (["--bundle", "{bf16}"], BackendError, "bf16"),
         (["--bundle", "{nowhere}"], BundleError, "no such bundle"),
         (["--bundle", "{bundle}", "-o", "{quantized}"], BundleError, "exists already"),
         (["--bundle", "{bundle}", "--data", "{nowhere}"], CalibrationError, "does not exist"),
-        (["--bundle", "{bundle}", "--form", "cpu", "--mode", "w8a8"], CalibrationError, "choose w8a16"),
-        (["--bundle", "{bundle}", "--form", "qdq", "--kv-cache"], CalibrationError, "choose --form cpu, or leave out"),
-        (["--bundle", "{bundle}", "--mode", "w8a8", "--kv-cache"], CalibrationError, "form qdq is not: choose"),
-        (["--bundle", "{portable}", "--kv-cache"], CalibrationError, "INT8 caches need graphs of opset 24"),
+        (["--bundle", "{bundle}", "--form", "cpu", "--mode", "w8a8"], QuantizationError, "choose w8a16"),
+        (["--bundle", "{bundle}", "--form", "qdq", "--kv-cache"], QuantizationError, "choose --form cpu, or leave out"),
+        (["--bundle", "{bundle}", "--mode", "w8a8", "--kv-cache"], QuantizationError, "form qdq is not: choose"),
+        (["--bundle", "{portable}", "--kv-cache"], QuantizationError, "INT8 caches need graphs of opset 24"),
         (["--bundle", "{bundle}", "--record", "{strange}"], CalibrationError, "another bundle"),
         (["--bundle", "{bundle}", "--max-tiles", "0"], MonoedgeError, "max_tiles"),
         (["--bundle", "{bundle}", "--max-new-tokens", "9000"], CalibrationError, "are more than the"),

@@ -19,9 +19,9 @@ import train
 from safetensors.torch import load_file, save_file
 
 import runtime
-from export.config import read_config
+from export.checkpoint.config import read_config
+from export.checkpoint.tensors import all_sources
 from export.onnx import main as export
-from export.tensors import all_sources
 from runtime.errors import MonoedgeError
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import runtime
 from export.onnx import main as export
-from runtime.bundle import DECODER_GRAPH, EMBEDDINGS
+from runtime.bundle.manifest import DECODER_GRAPH, EMBEDDINGS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHAPES, DIGITS = (EXAMPLES / task / "checkpoint" for task in ("shapes", "digits"))

@@ -17,15 +17,22 @@ from onnx import helper, numpy_helper
 from safetensors.torch import load_file
 
 import runtime
-from calibration.bundle import write_quantized
-from calibration.errors import CalibrationError
-from calibration.plan import QuantizationPlan
-from calibration.quantize import SHRINKING, absmax_scale
+from export.errors import QuantizationError
 from export.onnx import main
+from export.quantized.bundle import write_quantized
+from export.quantized.plan import QuantizationPlan
+from export.quantized.quantize import SHRINKING, absmax_scale
 from export.recording import main as record
 from plugins_trt.schema import DOMAIN
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
-from runtime.bundle import DECODER_GRAPH, DECODER_WEIGHTS, VISION_GRAPH, VISUAL_DECODER_GRAPH, Bundle, Quantization
+from runtime.bundle.manifest import (
+    DECODER_GRAPH,
+    DECODER_WEIGHTS,
+    VISION_GRAPH,
+    VISUAL_DECODER_GRAPH,
+    Bundle,
+    Quantization,
+)
 from runtime.errors import BundleError, OptionError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -283,7 +290,7 @@ def test_int4_of_the_experts_is_what_onnx_runtime_reads(make: Make) -> None:
 
 
 def test_zeros_have_a_scale() -> None:
-    from calibration.quantize import in_blocks
+    from export.quantized.quantize import in_blocks
 
     for bits in (8, 4):
         packed, scales = in_blocks(np.zeros((3, 40), "f"), 32, bits)
@@ -334,7 +341,7 @@ def test_refused_options(options: list[str], message: str, tmp_path: Path) -> No
 
 def test_what_is_for_other_bundles_is_refused(make: Make, tmp_path: Path) -> None:
     bundle = make("tiny-v1", "fp32")
-    with pytest.raises(CalibrationError, match="made for a CPU already: export one with no --target cpu"):
+    with pytest.raises(QuantizationError, match="made for a CPU already: export one with no --target cpu"):
         write_quantized(Bundle(bundle), tmp_path / "out", QuantizationPlan("w8a16", ()))
     with pytest.raises(BundleError, match="made for ONNX Runtime on a CPU: no engine"):
         record(["--bundle", str(bundle)])

@@ -19,10 +19,10 @@ from onnx.reference import ReferenceEvaluator
 from safetensors.numpy import load_file, save_file
 
 import runtime
-from export.graphs import cache_names
+from export.model.trace import cache_names
 from export.onnx import main
 from plugins_trt.schema import DOMAIN, OPERATORS, VERSION
-from runtime.bundle import DECODER_GRAPH, EMBEDDINGS, MANIFEST, Bundle
+from runtime.bundle.manifest import DECODER_GRAPH, EMBEDDINGS, MANIFEST, Bundle
 from runtime.errors import MonoedgeError
 
 ROOT = Path(__file__).resolve().parent.parent.parent

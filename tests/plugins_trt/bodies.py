@@ -10,7 +10,7 @@ import onnxruntime as ort
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from calibration.quantize import block_scales, block_size, pack
+from export.quantized.quantize import block_scales, block_size, pack
 from plugins_trt import function
 from plugins_trt.schema import DOMAIN, EXPERTS, MATRICES, NBITS, OPERATORS, PLUGIN_OPERATORS, VERSION, Operator
 

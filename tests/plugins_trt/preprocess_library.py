@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.backends.device_pixels import ENTRY
+from runtime.backends.tensorrt.pixels import ENTRY
 
 HERE = Path(__file__).resolve().parent
 CORE = HERE.parents[1] / "plugins_trt/core"

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from export.fused_moe import op_schema
+from export.model.fused_moe import op_schema
 from plugins_trt import function
 from plugins_trt.schema import DOMAIN, EXPERT_LINEAR, FUSED_MOE, OPERATORS, VERSION, Operator
-from runtime.bundle import OPERATOR_VERSIONS
+from runtime.bundle.manifest import OPERATOR_VERSIONS
 
 SIZES = {"in": 12, "inter": 20, "2*inter": 40, "out": 28}
 TORCH_OPERATORS = {FUSED_MOE.name: "fused_moe", EXPERT_LINEAR.name: "expert_linear"}

@@ -13,9 +13,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from export.engine_network import CAPACITY, Range, decoder_profiles, fix_dimension, vision_profile
-from export.engine_plan import graph_for
-from export.engine_target import TARGETS
+from export.engines.network import CAPACITY, Range, decoder_profiles, fix_dimension, vision_profile
+from export.engines.plan import graph_for
+from export.engines.target import TARGETS
 from plugins_trt import function
 from plugins_trt.header import HEADER, header
 from plugins_trt.schema import (
@@ -31,8 +31,8 @@ from plugins_trt.schema import (
     Operator,
     quantized,
 )
-from runtime.backends.device_pixels import ENTRY
-from runtime.bundle import Bundle
+from runtime.backends.tensorrt.pixels import ENTRY
+from runtime.bundle.manifest import Bundle
 
 Rtx = Callable[..., dict[str, Any]]
 

@@ -22,7 +22,7 @@ from plugins_trt.schema import (
     W8A8,
     Operator,
 )
-from runtime.bundle import OPERATOR_VERSIONS
+from runtime.bundle.manifest import OPERATOR_VERSIONS
 
 from .bodies import arrays_of, block_size_of, body_model, problem_of, run_body, run_model
 from .problems import FACTORS, NUMPY_TYPES, Data, check, make, reference

@@ -1,0 +1,1 @@
+"""What reaches the matrices of a decoder, and the file that keeps it."""

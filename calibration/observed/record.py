@@ -1,0 +1,194 @@
+"""The record of an observation: a file from which scales are chosen, an interrupted run goes on, and people can look.
+
+It is a ``.npz`` file: arrays, and a header in JSON that says of which bundle and data they are. Nothing in it can run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibration.errors import CalibrationError
+from calibration.observed.statistics import HALVES, PHASES, Observed, Rows, Statistics, nothing
+from runtime.bundle.manifest import REQUIRED_FILES, Manifest
+
+FORMAT = "monoedge-observation-2"
+"""1 had no caches."""
+
+_ADVICE = "delete it, or name another file with --record"
+
+_ARRAYS = ("low", "high", "squares", "sample", "priorities")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What an observation depends on; two runs with the same give the same record.
+
+    Attributes:
+        bundle: SHA-256 over the hashes of the bundle's files.
+        name: the bundle's name, for people.
+        data: SHA-256 over the examples, see ``calibration.data.digest``.
+        examples: how many there are.
+        seed: of the sampled rows.
+        max_tiles: as given; None for the checkpoint's limit.
+        max_new_tokens: as given.
+        matrices: names of the matrices whose inputs are observed.
+    """
+
+    bundle: str
+    name: str
+    data: str
+    examples: int
+    seed: int
+    max_tiles: int | None
+    max_new_tokens: int
+    matrices: tuple[str, ...]
+
+
+@dataclass
+class Record:
+    """Observations so far.
+
+    Attributes:
+        origin: what they are of.
+        done: how many of the examples have been observed.
+        observed: both halves of the examples, by name of the matrix.
+        caches: the largest magnitude of each channel of what lay in a cache, keys after they are turned by their
+            positions: float32 [kv_heads, head_dim], by the names of ``runtime.backends.graph.cache_names``; empty
+            before any row.
+    """
+
+    origin: Origin
+    done: int
+    observed: dict[str, tuple[Observed, ...]]
+    caches: dict[str, Rows] = field(default_factory=dict)
+
+    @classmethod
+    def nothing(cls, origin: Origin, channels: Sequence[int]) -> Record:
+        """Before the first example; ``channels`` of each matrix of the origin."""
+        pairs = zip(origin.matrices, channels, strict=True)
+        return cls(origin, 0, {name: nothing(count) for name, count in pairs})
+
+    @property
+    def complete(self) -> bool:
+        """Whether all examples have been observed."""
+        return self.done == self.origin.examples
+
+    def save(self, file: Path) -> None:
+        """Writes the record, the same bytes for the same observations; what was there is replaced at the end.
+
+        Raises:
+            CalibrationError: it cannot be written.
+        """
+        header: dict[str, Any] = {"format": FORMAT, "origin": asdict(self.origin), "done": self.done, "rows": {}}
+        arrays: dict[str, Any] = {}
+        for name, halves in self.observed.items():
+            for place, (half, phase) in _places(name):
+                statistics: Statistics = getattr(halves[half], phase)
+                header["rows"][place] = statistics.rows
+                arrays |= {f"{place}/{kind}": getattr(statistics, kind) for kind in _ARRAYS}
+        header["caches"] = list(self.caches)
+        arrays |= {_cache_place(name): largest for name, largest in self.caches.items()}
+        arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+        try:
+            with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as stream:
+                partial = Path(stream.name)
+                try:
+                    np.savez(stream, allow_pickle=False, **arrays)
+                    stream.close()
+                    partial.chmod(0o644)
+                    partial.replace(file)
+                except BaseException:
+                    partial.unlink(missing_ok=True)
+                    raise
+        except OSError as error:
+            raise CalibrationError(f"the record {file} cannot be written: {error.strerror}") from None
+
+    @classmethod
+    def load(cls, file: Path) -> Record:
+        """Reads a record.
+
+        Raises:
+            CalibrationError: no record, or one of another monoedge, or a damaged one.
+        """
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                header = json.loads(arrays["header"].tobytes())
+                if header["format"] != FORMAT:
+                    raise CalibrationError(
+                        f"{file} is a record of another version of monoedge ({header['format']}, this one reads "
+                        f"{FORMAT}): {_ADVICE}"
+                    )
+                origin = _origin(header["origin"])
+                observed = {name: _observed(arrays, header["rows"], name) for name in origin.matrices}
+                caches = {name: _largest(arrays[_cache_place(name)], name) for name in header["caches"]}
+                return cls(origin, int(header["done"]), observed, caches)
+        except FileNotFoundError:
+            raise CalibrationError(f"{file}: no such record") from None
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            reason = " ".join(str(error).split())
+            raise CalibrationError(f"{file} is not a record of a calibration, or a damaged one ({reason})") from None
+
+    def require(self, origin: Origin, file: Path) -> None:
+        """Checks that this record is of a certain origin.
+
+        Raises:
+            CalibrationError: it is of another; with what differs.
+        """
+        if self.origin.bundle != origin.bundle:
+            raise CalibrationError(f"{file} is the record of another bundle ({self.origin.name}): {_ADVICE}")
+        missing = set(origin.matrices) - set(self.origin.matrices)
+        if missing:
+            raise CalibrationError(
+                f"{file} lacks {min(missing)} and {len(missing) - 1} more of the matrices to quantize: {_ADVICE}"
+            )
+        for item in fields(Origin):
+            given, wanted = getattr(self.origin, item.name), getattr(origin, item.name)
+            if given != wanted and item.name not in {"name", "matrices"}:
+                what = "other data" if item.name == "data" else f"{item.name} {given}, not {wanted}"
+                raise CalibrationError(f"{file} is a record with {what}: {_ADVICE}")
+
+
+def bundle_hash(manifest: Manifest) -> str:
+    """SHA-256 over the hashes of those files that answers depend on."""
+    return hashlib.sha256("".join(manifest.files[name].sha256 for name in REQUIRED_FILES).encode()).hexdigest()
+
+
+def _origin(values: dict[str, Any]) -> Origin:
+    return Origin(**{**values, "matrices": tuple(values["matrices"])})
+
+
+def _places(name: str) -> list[tuple[str, tuple[int, str]]]:
+    """Where the statistics of one matrix are in the file, and of which half and phase they are."""
+    return [(f"{name}/{half}/{phase}", (half, phase)) for half in range(HALVES) for phase in PHASES]
+
+
+def _cache_place(name: str) -> str:
+    return f"caches/{name}"
+
+
+def _largest(array: Any, name: str) -> Rows:  # noqa: ANN401 - whatever lies in the file
+    if array.dtype != np.float32 or array.ndim != 2 or not (np.isfinite(array) & (array >= 0)).all():
+        raise ValueError(f"the cache {name} has {array.dtype} {list(array.shape)}")
+    return np.asarray(array)
+
+
+def _observed(arrays: Any, rows: dict[str, int], name: str) -> tuple[Observed, ...]:  # noqa: ANN401 - numpy's NpzFile
+    halves = nothing(len(arrays[f"{name}/0/{PHASES[0]}/low"]))
+    for place, (half, phase) in _places(name):
+        statistics: Statistics = getattr(halves[half], phase)
+        statistics.rows = int(rows[place])
+        for kind in _ARRAYS:
+            array, fresh = arrays[f"{place}/{kind}"], getattr(statistics, kind)
+            if array.dtype != fresh.dtype or array.shape[1:] != fresh.shape[1:]:
+                raise ValueError(f"{place}/{kind} has {array.dtype} {list(array.shape)}")
+            setattr(statistics, kind, array)
+    return halves

@@ -1,0 +1,1 @@
+"""What a calibration did and what it cost: JSON, table and page."""

@@ -1,0 +1,1 @@
+"""From observations to a plan: smoothing, clipping, scales."""

@@ -1,0 +1,233 @@
+"""From a record to a plan: smoothing, then scales, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from calibration.errors import CalibrationError
+from calibration.observed.record import Record
+from calibration.observed.statistics import Observed, merged, outliers
+from calibration.scales.clipping import weight_scale
+from calibration.scales.smooth import (
+    EXPONENTS,
+    SEARCH_ROWS,
+    Candidate,
+    Rule,
+    Smoothed,
+    input_scale,
+    output_squares,
+    relative,
+    search,
+    weighting,
+)
+from export.quantized.plan import CachePlan, MatrixPlan, QuantizationPlan, Smoothing
+from export.quantized.quantizable import Site
+from export.quantized.quantize import LARGEST, absmax_scale, quantize
+from export.quantized.weights import DecoderWeights
+from runtime.bundle.manifest import Bundle
+
+Floats = npt.NDArray[np.float32]
+
+HEADROOM = np.float32(1.25)
+"""How much larger than all that was observed what lies in a cache may be before it is clipped: a clipped key costs far
+more than steps a quarter wider (``docs/performance.md``)."""
+
+SAMPLE = 256
+"""Rows of activations of each phase that errors are told of."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How scales are chosen.
+
+    Attributes:
+        mode: ``w8a16`` or ``w8a8``.
+        weights: ``mse``, the least error weighted by the activations, or ``absmax``, plain rounding to nearest.
+        activations: with ``w8a8``, a method of ``calibration.scales.clipping.METHODS``.
+        smoothing: ``auto``, ``off``, or the exponent of all layers.
+    """
+
+    mode: str = "w8a16"
+    weights: Literal["mse", "absmax"] = "mse"
+    activations: str = "mse"
+    smoothing: Literal["auto", "off"] | float = "auto"
+
+    @property
+    def rule(self) -> Rule:
+        """The same for one matrix."""
+        return Rule(self.weights == "mse", self.activations if self.mode == "w8a8" else None)
+
+    @property
+    def exponents(self) -> tuple[float, ...]:
+        """Exponents of smoothing to choose from."""
+        if isinstance(self.smoothing, float):
+            return (self.smoothing,)
+        return EXPONENTS if self.smoothing == "auto" else ()
+
+
+@dataclass(frozen=True)
+class MatrixReport:
+    """What is known of one quantized matrix.
+
+    Attributes:
+        name: of its initializer.
+        layer: index; None for the head.
+        exponent: of the smoothing in front of it; None where there is none.
+        error: ‖output - exact‖² / ‖exact‖² of sampled rows.
+        low, high: range of the activations in front of it, before smoothing.
+        outliers: the largest magnitude of a channel, over that of the channel in the middle.
+        reach: the largest activation that INT8 holds, over the largest that was observed, both after smoothing; None
+            for activations that are not quantized.
+        rows: observed of the prompt, and generated.
+    """
+
+    name: str
+    layer: int | None
+    exponent: float | None
+    error: float
+    low: float
+    high: float
+    outliers: float
+    reach: float | None
+    rows: tuple[int, int]
+
+
+@dataclass
+class Chosen:
+    """A plan, and what is known of its matrices."""
+
+    plan: QuantizationPlan
+    matrices: list[MatrixReport] = field(default_factory=list)
+
+
+def choose(
+    bundle: Bundle,
+    sites: Sequence[Site],
+    record: Record,
+    choice: Choice,
+    progress: Callable[[int], object],
+    kv_cache: bool = False,
+) -> Chosen:
+    """Chooses smoothing and scales.
+
+    Args:
+        bundle: whose weights are quantized.
+        sites: the matrices to quantize; the record has observed them.
+        record: the observations.
+        choice: how.
+        progress: called with 1 for each matrix that is done.
+        kv_cache: scales of the caches too.
+
+    Raises:
+        CalibrationError: the record does not fit.
+    """
+    for site in sites:
+        if record.observed[site.matrix][0].prompt.channels != site.channels:
+            raise CalibrationError(f"the record does not fit the bundle: {site.matrix} has {site.channels} channels")
+    plain = DecoderWeights(bundle)
+    groups: dict[tuple[int | None, str], list[Site]] = {}
+    for site in sites:
+        groups.setdefault((site.layer, site.part), []).append(site)
+    matrices, reports, smoothings = [], [], []
+    # One group after the other, so that only its samples are in memory twice.
+    for (layer, part), members in groups.items():
+        candidates = {site.matrix: _candidate(site, plain, record.observed[site.matrix]) for site in members}
+        found: dict[str, Smoothed] = {}
+        smoothed = plain
+        if part == "feed_forward" and layer is not None:
+            smoothing = _smooth(layer, candidates, choice, found)
+            if any(item.factor is not None for item in found.values()):
+                smoothings.append(smoothing)
+                smoothed = DecoderWeights(bundle, [smoothing])
+        for site in members:
+            plan, report = _matrix(site, candidates, found, plain, smoothed, choice.rule)
+            matrices.append(plan)
+            reports.append(report)
+            progress(1)
+    caches = tuple(_cache(layer, record) for layer in range(bundle.manifest.model.num_hidden_layers) if kv_cache)
+    return Chosen(QuantizationPlan(choice.mode, tuple(matrices), tuple(smoothings), caches), reports)
+
+
+def _cache(layer: int, record: Record) -> CachePlan:
+    """Scales with which the largest magnitude of each channel, and ``HEADROOM``, becomes the largest INT8 number."""
+    largest = (record.caches[f"{layer}.{kind}"] * HEADROOM for kind in ("key", "value"))
+    return CachePlan(layer, *(absmax_scale(item.reshape(-1, 1)).reshape(item.shape) for item in largest))
+
+
+def _smooth(layer: int, candidates: dict[str, Candidate], choice: Choice, found: dict[str, Smoothed]) -> Smoothing:
+    """Smoothing of one layer; that of each of its matrices is noted too."""
+    endings = {"gate_up": "gate_up", "down": "text_down", "visual_down": "visual_down"}
+    factors: dict[str, Floats | None] = {}
+    for group, ending in endings.items():
+        members = [name for name in candidates if name.endswith(ending)]
+        # The visual expert's gate and up take the inverse of the norm's factors, even where they stay as they are.
+        powers = group == "gate_up" and len(members) == 1
+        smoothed = search([candidates[name] for name in members], choice.rule, choice.exponents, powers)
+        factors[group] = smoothed.factor
+        found |= dict.fromkeys(members, smoothed)
+    return Smoothing(layer, **factors)
+
+
+def _candidate(site: Site, weights: DecoderWeights, halves: tuple[Observed, ...]) -> Candidate:
+    wanted = np.unique(np.linspace(0, site.out - 1, SEARCH_ROWS).astype(np.int64))
+    picked, start = [], 0
+    largest = np.zeros(site.channels, np.float32)
+    for block in weights.blocks(site.matrix):
+        picked.append(block[wanted[(wanted >= start) & (wanted < start + len(block))] - start])
+        np.maximum(largest, np.abs(block).max(axis=0), out=largest)
+        start += len(block)
+    return Candidate(np.concatenate(picked), largest, merged(halves), halves)
+
+
+def _matrix(
+    site: Site,
+    candidates: dict[str, Candidate],
+    found: dict[str, Smoothed],
+    plain: DecoderWeights,
+    smoothed: DecoderWeights,
+    rule: Rule,
+) -> tuple[MatrixPlan, MatrixReport]:
+    """The plan of one matrix and what is known of it, block by block."""
+    candidate, smoothing = candidates[site.matrix], found.get(site.matrix, Smoothed())
+    observed, factor = candidate.observed, smoothing.over(site.channels)
+    weights = weighting(observed, factor, rule)
+    # Nothing ever reaches the visual expert of the last layer. Its activations take the text expert's scale.
+    reached = candidate if observed.rows else candidates.get(site.matrix.replace("visual_", "text_"), candidate)
+    activations = input_scale(reached, smoothing, rule)
+    # Rows of up are smaller by what smoothes down; their error is told in the size of the others.
+    down = found.get(site.matrix.replace("gate_up", "down"), Smoothed()) if "gate_up" in site.matrix else Smoothed()
+    sizes = None if down.factor is None else np.concatenate([np.ones_like(down.factor), down.factor])
+    scales, sums, start = [], np.zeros((len(observed.phases), 2)), 0
+    for exact, block in zip(plain.blocks(site.matrix), smoothed.blocks(site.matrix), strict=True):
+        scale = weight_scale(block, weights)
+        quantized = quantize(block, scale) * scale[:, None]
+        if sizes is not None:
+            quantized *= sizes[start : start + len(block), None]
+        sums += output_squares(exact, quantized, observed, factor, activations, SAMPLE)
+        scales.append(scale)
+        start += len(block)
+    plan = MatrixPlan(site.matrix, np.concatenate(scales), activations)
+    return plan, _report(site, observed, factor, plan, relative(sums), smoothing.exponent)
+
+
+def _report(
+    site: Site, observed: Observed, factor: Floats, plan: MatrixPlan, error: float, exponent: float | None
+) -> MatrixReport:
+    absmax, phases = observed.absmax, observed.phases
+    most = float((absmax / factor).max())
+    return MatrixReport(
+        name=site.matrix,
+        layer=site.layer,
+        exponent=exponent,
+        error=error,
+        low=min((float(phase.low.min()) for phase in phases), default=0.0),
+        high=max((float(phase.high.max()) for phase in phases), default=0.0),
+        outliers=outliers(absmax) or 1.0,
+        reach=LARGEST * plan.input_scale / most if plan.input_scale and most else None,
+        rows=(observed.prompt.rows, observed.generated.rows),
+    )

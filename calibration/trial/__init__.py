@@ -1,0 +1,1 @@
+"""A plan tried in memory before it is written: answers, their distance, a budget."""

@@ -1,0 +1,1 @@
+"""A checkpoint on the disk: what is read of it, and every refusal."""

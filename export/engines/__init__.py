@@ -1,0 +1,1 @@
+"""Bundles to TensorRT plans. Nothing here needs PyTorch."""

@@ -1,0 +1,82 @@
+"""What the ONNX parser of an older TensorRT knows, as data, and whether a graph keeps to it.
+
+A build asks the parser at hand; this tells the same on a machine without that TensorRT, and names the node.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from export.passes.nodes import Known
+from plugins_trt.function import opset_of
+from plugins_trt.schema import DOMAIN
+from runtime.errors import BundleError
+
+_TYPES: dict[int, str] = {
+    onnx.TensorProto.FLOAT: "FP32",
+    onnx.TensorProto.FLOAT16: "FP16",
+    onnx.TensorProto.BFLOAT16: "BF16",
+    onnx.TensorProto.INT64: "INT64",
+    onnx.TensorProto.INT32: "INT32",
+    onnx.TensorProto.INT8: "INT8",
+    onnx.TensorProto.BOOL: "BOOL",
+}
+
+
+@dataclass(frozen=True)
+class Parser:
+    """One version's parser.
+
+    Attributes:
+        tensorrt: the version.
+        opset: the newest that it reads.
+        operators: by name, the types of tensors that it takes.
+        constant_axes: by name, which input has to be a constant.
+    """
+
+    tensorrt: str
+    opset: int
+    operators: Mapping[str, frozenset[str]]
+    constant_axes: Mapping[str, int]
+
+
+def load_parser(name: str) -> Parser:
+    """Reads a file of ``export/engines/parsers``, which says where its facts are from."""
+    values = json.loads((Path(__file__).parent / "parsers" / name).read_text(encoding="utf-8"))
+    operators = {operator: frozenset(types.split()) for operator, types in values["operators"].items()}
+    return Parser(values["tensorrt"], values["opset"], operators, values["constant_axes"])
+
+
+def check_graph(model: onnx.ModelProto, parser: Parser) -> None:
+    """Looks at each node but those of plugins, whose function bodies the types of what follows are known by.
+
+    Raises:
+        BundleError: the parser does not have it, or not for its types.
+    """
+    title = f"the ONNX parser of TensorRT {parser.tensorrt}"
+    if opset_of(model) > parser.opset:
+        raise BundleError(f"{model.graph.name}: {title} reads opset {parser.opset}, the graph is of {opset_of(model)}")
+    known = Known.of(model)
+    constants = {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
+    constants |= {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.domain == DOMAIN:
+            continue
+        what = f"{model.graph.name}, {node.name}: {title}"
+        if node.domain or node.op_type not in parser.operators:
+            domain = f" of domain {node.domain}" if node.domain else ""
+            raise BundleError(f"{what} does not have {node.op_type}{domain}: export the bundle again")
+        # Of quantization, the types listed are those of what is quantized, not of scales and zero points.
+        typed = node.input[:1] if node.op_type in ("QuantizeLinear", "DequantizeLinear") else node.input
+        for name in filter(None, typed):
+            kind = _TYPES.get(known.types[name]) or onnx.TensorProto.DataType.Name(known.types[name])
+            if kind not in parser.operators[node.op_type]:
+                raise BundleError(f"{what} has {node.op_type} for no {kind}: export the bundle again")
+        axes = parser.constant_axes.get(node.op_type)
+        if axes is not None and axes < len(node.input) and node.input[axes] not in constants:
+            raise BundleError(f"{what} takes {node.op_type} with constant axes only: export the bundle again")

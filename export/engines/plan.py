@@ -1,0 +1,194 @@
+"""What is built of a bundle: two plans, each with its graph as TensorRT wants it, its profiles and its name.
+
+Nothing here needs TensorRT. Nothing is written either: parsers take the edited graph from memory, and find the weights
+by the path of the original, so that a bundle may be read-only until the plan is there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from export.engines.network import (
+    CAPACITY,
+    InputShapes,
+    decoder_profiles,
+    fix_dimension,
+    input_shapes,
+    vision_profile,
+)
+from export.engines.parser import check_graph, load_parser
+from export.engines.target import Target
+from export.passes.portable import portable
+from plugins_trt.schema import DOMAIN, PLUGIN_OPERATORS, VERSION
+from runtime.bundle.engines import WEIGHTS, plan_name
+from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, Bundle, EngineRecord, FileRecord, Manifest
+from runtime.errors import BundleError, OptionError
+
+PREFILL_CHUNK = 1024
+"""Tokens that the prefill profile takes at once; longer prompts come in chunks. Four tiles of an image fill one."""
+
+PORTABLE_CHUNK = 512
+"""The same for portable graphs, whose scores, [heads, chunk, capacity + chunk], may all be in memory in float32."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose, checked."""
+
+    target: Target
+    capability: int
+    max_length: int
+    max_batch: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One plan to build.
+
+    Attributes:
+        name: in the bundle and its manifest.
+        graph: its graph file in the bundle.
+        model: the graph as TensorRT wants it, without weights.
+        profiles: the shapes of all inputs in each optimization profile.
+    """
+
+    name: str
+    graph: str
+    model: onnx.ModelProto
+    profiles: tuple[dict[str, InputShapes], ...]
+
+    @property
+    def standard_operators(self) -> list[str]:
+        """The operators of ONNX in the graph, which the parser has to know."""
+        return sorted({node.op_type for node in self.model.graph.node if node.domain != DOMAIN})
+
+    @property
+    def plugins(self) -> list[tuple[str, str, str]]:
+        """Name, version and namespace of each plugin in the graph."""
+        names = sorted({node.op_type for node in self.model.graph.node if node.domain == DOMAIN})
+        return [(name, str(VERSION), DOMAIN) for name in names]
+
+
+def check_bundle(manifest: Manifest) -> None:
+    """Whether plans can be built of a bundle at all.
+
+    Raises:
+        BundleError: of another operator version, in fp32, or made for a CPU.
+    """
+    if manifest.by_expert:
+        raise BundleError("the bundle is made for ONNX Runtime on a CPU: for TensorRT export one with --dtype bf16")
+    ours = {operator.name for operator in PLUGIN_OPERATORS}
+    for name, version in manifest.operators.items():
+        if name not in ours or version != VERSION:
+            raise BundleError(
+                f"the bundle uses version {version} of operator {name}, the plugin has "
+                f"{VERSION if name in ours else 'none'}: export it again with the monoedge installed here"
+            )
+    if manifest.precision == "fp32":
+        raise BundleError(
+            "the bundle is fp32, and TensorRT's fused attention has no fp32 kernel: export it again with --dtype bf16"
+        )
+
+
+def check_chip(manifest: Manifest, capability: int) -> None:
+    """Whether a chip computes in the bundle's number format.
+
+    Raises:
+        BundleError: it does not.
+    """
+    if manifest.precision == "bf16" and capability < 80:
+        raise BundleError(
+            f"the bundle is bf16, which SM {capability} does not compute in (8.0 and later do): export it again with "
+            "--dtype fp16; the released weights overflow in that"
+        )
+
+
+def check_lengths(manifest: Manifest, max_length: int | None, max_batch: int) -> int:
+    """The tokens that caches are to hold.
+
+    Raises:
+        OptionError: more than the bundle has positions for, or a number below 1.
+    """
+    most = manifest.model.max_length
+    if max_length is not None and not 1 <= max_length <= most:
+        raise OptionError(
+            f"--max-length {max_length} does not fit: the bundle has {most} positions; more take an export with "
+            "another --max-length"
+        )
+    if max_batch < 1:
+        raise OptionError(f"--max-batch must be 1 or more, got {max_batch}")
+    return most if max_length is None else max_length
+
+
+def plans(bundle: Bundle, options: Options) -> tuple[Plan, Plan]:
+    """The decoder, with one profile for prefill and one for decode that share its weights, and the vision graph.
+
+    Raises:
+        BundleError: a graph that TensorRT cannot be given.
+    """
+    manifest = bundle.manifest
+    decoder, vision = (graph_for(options.target, bundle, name) for name in (DECODER_GRAPH, VISION_GRAPH))
+    fix_dimension(decoder, CAPACITY, options.max_length)
+    chunk = min(PREFILL_CHUNK if options.target.parser is None else PORTABLE_CHUNK, options.max_length)
+    ranges = decoder_profiles(options.max_length, chunk, options.max_batch)
+    image = manifest.image
+    tiles = image.max_tiles + int(image.use_thumbnail and image.max_tiles > 1)
+
+    def name(graph: str) -> str:
+        return plan_name(graph, options.target.name, options.capability, manifest.precision)
+
+    return (
+        Plan(name(DECODER_GRAPH), DECODER_GRAPH, decoder, tuple(input_shapes(decoder, profile) for profile in ranges)),
+        Plan(name(VISION_GRAPH), VISION_GRAPH, vision, (input_shapes(vision, vision_profile(tiles)),)),
+    )
+
+
+def graph_for(target: Target, bundle: Bundle, name: str) -> onnx.ModelProto:
+    """A graph of the bundle in operators that the target's parser has, without weights and function bodies.
+
+    Raises:
+        BundleError: it cannot be read, or the parser does not have one.
+    """
+    model = load_graph(bundle, name)
+    if target.parser is not None:
+        model = portable(model)
+        check_graph(model, load_parser(target.parser))
+    # Up to TensorRT 10.6 a parser takes the body even where there is a plugin.
+    del model.functions[:]
+    return model
+
+
+def load_graph(bundle: Bundle, name: str) -> onnx.ModelProto:
+    """A graph of the bundle, without weights.
+
+    Raises:
+        BundleError: it cannot be read.
+    """
+    path: Path = bundle.path(name)
+    try:
+        return onnx.load(path, load_external_data=False)
+    except Exception as error:
+        # Protobuf has errors of its own, which differ between its versions.
+        raise BundleError(f"{path} cannot be read ({error}): export the bundle again") from None
+
+
+def record(
+    manifest: Manifest, options: Options, graph: str, file: FileRecord, tensorrt: str, plugin_sha256: str
+) -> EngineRecord:
+    """What the manifest will say of a plan; the plugin counts where the graph has one."""
+    return EngineRecord(
+        size=file.size,
+        sha256=file.sha256,
+        graph=graph,
+        target=options.target.name,
+        tensorrt=tensorrt,
+        compute_capability=options.capability,
+        plugin_sha256=plugin_sha256 if graph == DECODER_GRAPH else "",
+        graph_sha256=manifest.files[graph].sha256,
+        weights_sha256=manifest.files[WEIGHTS[graph]].sha256,
+        max_length=options.max_length,
+        max_batch=options.max_batch,
+    )

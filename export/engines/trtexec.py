@@ -1,0 +1,91 @@
+"""The same plans by TensorRT's own program: command lines for ``trtexec`` of TensorRT 10 and 11, and the files for it.
+
+Options as its help has them: shapes go by profile, each begun with ``--profile=N``. ``--stronglyTyped`` is needed up to
+TensorRT 10, and does nothing in 11.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from export.engines.network import InputShapes
+from export.engines.plan import Options, Plan
+from runtime.backends.plugin_library import VARIABLE
+from runtime.bundle.engines import FOLDER, WEIGHTS
+from runtime.bundle.manifest import DECODER_GRAPH, Bundle
+from runtime.errors import BundleError, OptionError
+
+
+def write_graphs(bundle: Bundle, plans: tuple[Plan, ...], folder: Path, overwrite: bool) -> None:
+    """Writes the edited graphs, beside links to the weights, which a graph names as files in its own folder.
+
+    Raises:
+        OptionError: the folder is the bundle, or holds such files already.
+        BundleError: it cannot be written.
+    """
+    if folder.resolve() == bundle.folder.resolve():
+        raise OptionError(f"--write-onnx {folder} is the bundle itself: choose another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for plan in plans:
+            weights = folder / WEIGHTS[plan.graph]
+            for file in (weights, folder / plan.graph):
+                if os.path.lexists(file) and not overwrite:
+                    raise OptionError(f"{file} exists already: choose another folder, or add --overwrite")
+            partial = folder / f".{plan.graph}.partial-{os.getpid()}"
+            link = folder / f".{weights.name}.partial-{os.getpid()}"
+            try:
+                partial.write_bytes(plan.model.SerializeToString(deterministic=True))
+                link.symlink_to(bundle.path(weights.name).resolve())
+                link.replace(weights)
+                partial.replace(folder / plan.graph)
+            finally:
+                partial.unlink(missing_ok=True)
+                link.unlink(missing_ok=True)
+    except OSError as error:
+        raise BundleError(f"{folder} cannot be written: {error.strerror}") from None
+
+
+def script(bundle: Bundle, options: Options, plans: tuple[Plan, ...], plugin: Path | None, folder: Path | None) -> str:
+    """Commands for a shell on the device: write the graphs, unless ``folder`` has them, build, register.
+
+    ``plugin`` is None where there is no library on this machine; the device's is taken from the variable then.
+    """
+    command = ["python", "-m", "export.engine", "--bundle", str(bundle.folder), "--target", options.target.name]
+    command += ["--sm", str(options.capability), "--max-length", str(options.max_length)]
+    command += ["--max-batch", str(options.max_batch)]
+    lines = []
+    if folder is None:
+        folder = Path(f"{bundle.folder.resolve().name}-onnx")
+        lines += [shlex.join([*command, "--write-onnx", str(folder)]), ""]
+    lines.append(shlex.join(["mkdir", "-p", str(bundle.path(FOLDER))]))
+    for plan in plans:
+        arguments = [shlex.quote(text) for text in _options(bundle, plan, folder)]
+        if plan.graph == DECODER_GRAPH:
+            library = f'"${VARIABLE}"' if plugin is None else shlex.quote(str(plugin))
+            arguments.insert(2, f"--staticPlugins={library}")
+        lines += ["", " \\\n  ".join(["trtexec", *arguments])]
+    register = ["--register", *(str(bundle.path(plan.name)) for plan in plans)]
+    if plugin is not None:
+        register += ["--plugin", str(plugin)]
+    lines += ["", shlex.join([*command, *register])]
+    return "\n".join(lines)
+
+
+def _options(bundle: Bundle, plan: Plan, folder: Path) -> Iterator[str]:
+    yield f"--onnx={folder / plan.graph}"
+    yield f"--saveEngine={bundle.path(plan.name)}"
+    yield "--stronglyTyped"
+    yield "--skipInference"
+    for index, profile in enumerate(plan.profiles):
+        yield f"--profile={index}"
+        yield f"--minShapes={_shapes(profile, 'minimum')}"
+        yield f"--optShapes={_shapes(profile, 'optimum')}"
+        yield f"--maxShapes={_shapes(profile, 'maximum')}"
+
+
+def _shapes(profile: dict[str, InputShapes], which: str) -> str:
+    return ",".join(f"{name}:{'x'.join(map(str, getattr(shapes, which)))}" for name, shapes in profile.items())

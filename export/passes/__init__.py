@@ -1,0 +1,1 @@
+"""Rewriting graphs, one pass a file. Nothing here needs PyTorch."""

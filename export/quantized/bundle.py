@@ -1,0 +1,161 @@
+"""A quantized bundle from one that is not, and a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+
+from export.errors import QuantizationError
+from export.quantized.parts import Part, parts, size, write
+from export.quantized.plan import QuantizationPlan
+from export.quantized.rewrite import rewrite
+from export.quantized.weights import DecoderWeights
+from export.writer import BundleWriter, MakeBar
+from plugins_trt.function import OPSET
+from plugins_trt.schema import DOMAIN, VERSION, W8A8
+from runtime.bundle.manifest import (
+    CPU,
+    DECODER_GRAPH,
+    DECODER_WEIGHTS,
+    MODES,
+    QDQ,
+    RECORDING,
+    W4A16,
+    Bundle,
+    Manifest,
+    Quantization,
+)
+
+
+def write_quantized(
+    source: Bundle,
+    target: Path,
+    plan: QuantizationPlan,
+    *,
+    form: str = QDQ,
+    record: Mapping[str, bytes] | None = None,
+    overwrite: bool = False,
+    make_bar: MakeBar | None = None,
+) -> Manifest:
+    """Writes a bundle whose decoder is quantized; what else a bundle holds is shared with the source.
+
+    Memory stays bounded: weights are read, smoothed, quantized and written some rows at a time.
+
+    Args:
+        source: not quantized.
+        target: the folder to make.
+        plan: what to quantize, and with which scales.
+        form: ``qdq``, for TensorRT and as the reference; or ``cpu``, for ONNX Runtime on a CPU, which takes an fp32
+            source and a plan of mode w8a16 or w4a16.
+        record: further files of the bundle by name, as the calibration's record.
+        overwrite: replace a bundle that is there already.
+        make_bar: a progress bar over a number of bytes.
+
+    Raises:
+        QuantizationError: the source is quantized already, or the plan does not fit it or the form.
+        BundleError: the target cannot be written.
+    """
+    check_source(source.manifest, plan.mode, form, kv_cache=bool(plan.caches))
+    weights = DecoderWeights(source, plan.smoothing)
+    decoder = parts(rewrite(weights, plan, form), form, source.manifest.model, plan.caches)
+    with BundleWriter(target, overwrite) as writer:
+        kept = [name for name in source.manifest.files if _is_shared(name)]
+        # Graphs, and zeros between weights, are a few megabytes.
+        writer.require_space(size(decoder) + sum(source.manifest.files[name].size for name in kept) + (16 << 20))
+        with nullcontext(_NoBar()) if make_bar is None else make_bar(size(decoder)) as bar:
+            write(decoder, writer, bar)
+        for name in kept:
+            writer.copy(name, source)
+        for name, data in (record or {}).items():
+            writer.write(name, data)
+        for part in decoder:
+            _check_graph(writer.folder / part.graph)
+        return writer.commit(_manifest(source.manifest, plan, form, decoder))
+
+
+def check_source(manifest: Manifest, mode: str, form: str, kv_cache: bool = False) -> None:
+    """Whether a bundle can be quantized so at all, before any work.
+
+    Raises:
+        QuantizationError: it cannot.
+    """
+    if manifest.quantization is not None:
+        raise QuantizationError(
+            f"the bundle is quantized already ({manifest.quantization.mode}): choose the bundle that it was made from"
+        )
+    if form not in (QDQ, CPU):
+        raise QuantizationError(f"form {form!r} is not known, expected one of: {QDQ}, {CPU}")
+    known = (*MODES, W4A16) if form == CPU else MODES
+    if mode not in known:
+        raise QuantizationError(f"mode {mode!r} is not known, expected one of: {', '.join(known)}")
+    if manifest.by_expert:
+        raise QuantizationError("the bundle is made for a CPU already: export one with no --target cpu")
+    if form == CPU and manifest.precision != "fp32":
+        raise QuantizationError(
+            f"the bundle is {manifest.precision}, and a CPU computes in fp32 beside INT8: export it with --dtype fp32"
+        )
+    if form == CPU and mode == W8A8:
+        raise QuantizationError(
+            f"ONNX Runtime's CPU kernels scale activations themselves, so {mode} is not for them: choose w8a16"
+        )
+    if form != CPU and kv_cache:
+        raise QuantizationError(
+            f"INT8 caches are for ONNX Runtime on a CPU, and form {form} is not: choose --form cpu, or leave out "
+            "--kv-cache"
+        )
+    if kv_cache and manifest.opset < OPSET:
+        raise QuantizationError(
+            f"INT8 caches need graphs of opset {OPSET}, and the bundle's are of {manifest.opset}: export it with no "
+            "--target"
+        )
+
+
+def _is_shared(name: str) -> bool:
+    """Whether a file of the source is as good for what is made of it: a recorded set is of the decoder before."""
+    return name not in (DECODER_GRAPH, DECODER_WEIGHTS) and Path(name).parts[0] != RECORDING
+
+
+class _NoBar:
+    def update(self, n: int) -> None:
+        """Nothing is shown."""
+
+
+def _check_graph(path: Path) -> None:
+    try:
+        # By path: external data is looked at without being read into memory.
+        onnx.checker.check_model(str(path))
+        model = onnx.load(path, load_external_data=False)
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise QuantizationError(
+            f"the quantized decoder does not pass ONNX's checks, please report this: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def _manifest(source: Manifest, plan: QuantizationPlan, form: str, decoder: list[Part]) -> Manifest:
+    ours = {node.op_type for part in decoder for node in part.model.graph.node if node.domain == DOMAIN}
+    return replace(
+        source,
+        operators=dict.fromkeys(sorted(ours), VERSION),
+        created_by={**source.created_by, "quantized_by": f"monoedge {version('monoedge')}"},
+        engines={},
+        quantization=quantization(plan, form),
+    )
+
+
+def quantization(plan: QuantizationPlan, form: str) -> Quantization:
+    """What the manifest of a bundle says of a plan that it follows."""
+    names = [matrix.name for matrix in plan.matrices]
+    return Quantization(
+        mode=plan.mode,
+        form=form,
+        experts=tuple(e for e in ("text", "visual") if any(f".feed_forward.{e}_" in name for name in names)),
+        attention=any(".attention." in name for name in names),
+        lm_head="lm_head.weight" in names,
+        kv_cache=bool(plan.caches),
+    )

@@ -1,0 +1,126 @@
+"""Where in a decoder the matrices are, and how the activations in front of them are brought to light.
+
+A matrix is the second input of a ``Gemm``, in the graph or in the body of an operator; the activations are its first.
+Nothing else is known here of what the bodies look like.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import onnx
+
+from export.errors import QuantizationError
+
+EXPERTS = ("text", "visual")
+
+_NAME = re.compile(
+    r"layers\.(?P<layer>\d+)\.(?P<part>feed_forward|attention)\.(?:\w+\.)?(?:(?P<expert>text|visual)_)?\w+"
+    r"|(?P<head>lm_head)\.weight"
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A matrix, and where its input can be seen.
+
+    Attributes:
+        matrix: name of its initializer.
+        layer: index of the layer; None for the head.
+        part: ``feed_forward``, ``attention`` or ``lm_head``.
+        expert: whose rows reach it: ``text`` or ``visual``; None where all do.
+        out, channels: its shape [out, channels]; the activations are [rows, channels].
+        node: name of the operator's node that holds it; empty where it stands in the graph itself.
+        value: name of the activations, in the operator's body or in the graph.
+    """
+
+    matrix: str
+    layer: int | None
+    part: str
+    expert: str | None
+    out: int
+    channels: int
+    node: str
+    value: str
+
+    @property
+    def output(self) -> str:
+        """Name of the graph output that ``expose`` adds for it."""
+        return f"{self.node}/{self.value}" if self.node else self.value
+
+
+def find_sites(model: onnx.ModelProto) -> list[Site]:
+    """All matrices of a decoder that may be quantized, in graph order."""
+    shapes: dict[str, tuple[int, ...]] = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    bodies = {(body.domain, body.name): dict(_operands(body.node)) for body in model.functions}
+    parameters = {(body.domain, body.name): list(body.input) for body in model.functions}
+    found = []
+    for node in model.graph.node:
+        key = (node.domain, node.op_type)
+        if key in bodies:
+            given = dict(zip(parameters[key], node.input, strict=True))
+            operands = {given[matrix]: value for matrix, value in bodies[key].items() if matrix in given}
+        else:
+            operands = dict(_operands([node]))
+        for matrix, value in operands.items():
+            match = _NAME.fullmatch(matrix)
+            shape = shapes.get(matrix, ())
+            if match and len(shape) == 2:
+                layer = int(match["layer"]) if match["layer"] else None
+                part = match["part"] or match["head"]
+                inside = node.name if key in bodies else ""
+                found.append(Site(matrix, layer, part, match["expert"], shape[0], shape[1], inside, value))
+    return found
+
+
+def choose_sites(
+    sites: Collection[Site], experts: Collection[str] = ("text",), attention: bool = False, lm_head: bool = False
+) -> list[Site]:
+    """The matrices to quantize.
+
+    Args:
+        sites: all there are.
+        experts: whose; matrices that all rows share count as anybody's.
+        attention: those of the attention too.
+        lm_head: that of the head too.
+    """
+    parts = {"feed_forward", *(["attention"] if attention else []), *(["lm_head"] if lm_head else [])}
+    return [site for site in sites if site.part in parts and site.expert in (*experts, None)]
+
+
+def expose(model: onnx.ModelProto, sites: Collection[Site]) -> onnx.ModelProto:
+    """A copy of a decoder, without weights, whose outputs after its own are the inputs of some matrices.
+
+    Operators get further outputs: the values in their bodies. The order is that of ``sites``.
+
+    Raises:
+        QuantizationError: a value is not there.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    nodes = {node.name: node for node in copy.graph.node}
+    bodies = {(body.domain, body.name): body for body in copy.functions}
+    element_type = copy.graph.input[0].type.tensor_type.elem_type
+    for site in sites:
+        if site.node:
+            if site.node not in nodes:
+                raise QuantizationError(f"the decoder has no node {site.node}: export the bundle again")
+            node = nodes[site.node]
+            body = bodies[node.domain, node.op_type]
+            if site.value not in body.output:
+                body.output.append(site.value)
+            # A node lists its outputs in the order of its body; what is not wanted of them has no name.
+            place = list(body.output).index(site.value)
+            node.output.extend([""] * (place + 1 - len(node.output)))
+            node.output[place] = site.output
+        copy.graph.output.append(onnx.helper.make_tensor_value_info(site.output, element_type, [None, site.channels]))
+    return copy
+
+
+def _operands(nodes: Collection[onnx.NodeProto]) -> Iterator[tuple[str, str]]:
+    """Matrix and activations of every ``Gemm``."""
+    for node in nodes:
+        if node.op_type == "Gemm":
+            yield node.input[1], node.input[0]

@@ -1,0 +1,110 @@
+"""The decoder's graph with some matrices in INT8, and what its initializers then hold.
+
+Two forms. ``qdq`` says the arithmetic in ONNX's own operators, for TensorRT and as the reference on any runtime;
+``cpu`` uses ONNX Runtime's ``MatMulNBits``, with the same INT8 numbers and scales. In both, a node of an expert
+operator becomes the quantized form of it, whose body goes into the model. ``export.quantized.nodes`` has the nodes,
+``export.quantized.contents`` the data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from export.errors import QuantizationError
+from export.quantized.contents import Content, replace_initializers
+from export.quantized.nodes import matrices_of, rewrite_node
+from export.quantized.plan import MatrixPlan, QuantizationPlan
+from export.quantized.weights import Weights
+from plugins_trt import function
+from plugins_trt.schema import DOMAIN, W8A8
+from runtime.bundle.manifest import CPU
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A graph whose initializers have no data, and the data by name, in the graph's order."""
+
+    model: onnx.ModelProto
+    contents: dict[str, Content]
+
+
+def rewrite(weights: Weights, plan: QuantizationPlan, form: str) -> Rewritten:
+    """The quantized decoder.
+
+    Args:
+        weights: of the decoder that is not quantized, smoothed as the plan says.
+        plan: what to quantize; in form ``cpu`` that may be nothing.
+        form: ``qdq`` or ``cpu``; the latter takes no ``input_scale``.
+
+    Raises:
+        QuantizationError: a plan that does not fit the decoder.
+    """
+    plans = _checked(weights, plan, form)
+    model = onnx.ModelProto()
+    model.CopyFrom(weights.model)
+    graph = model.graph
+    nodes = [new for node in graph.node for new in rewrite_node(node, plans, weights, form)]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    used = {node.op_type for node in nodes if node.domain == DOMAIN}
+    others = [body for body in model.functions if body.domain != DOMAIN]
+    del model.functions[:]
+    opset = function.opset_of(model)
+    model.functions.extend([*function.bodies(used, opset), *others])
+    contents = replace_initializers(graph, plans, weights, form)
+    # Exporters note the types of initializers too.
+    noted = [value for value in graph.value_info if value.name not in plans]
+    del graph.value_info[:]
+    graph.value_info.extend(noted)
+    if form == CPU:
+        model.opset_import.append(helper.make_opsetid(function.CPU_DOMAIN, 1))
+        if plans:
+            _keep_from_prepacking(graph)
+    return Rewritten(model, contents)
+
+
+def _checked(weights: Weights, plan: QuantizationPlan, form: str) -> dict[str, MatrixPlan]:
+    if not plan.matrices and form != CPU:
+        raise QuantizationError("nothing is to be quantized")
+    plans = {matrix.name: matrix for matrix in plan.matrices}
+    if len(plans) != len(plan.matrices):
+        raise QuantizationError("a matrix is planned twice")
+    consumed = {name for node in weights.model.graph.node for name in matrices_of(node).values()}
+    for matrix in plan.matrices:
+        shape = weights.shape(matrix.name)
+        if matrix.name not in consumed:
+            raise QuantizationError(f"{matrix.name} is no matrix that can be quantized")
+        if matrix.scale is None:
+            if form != CPU:
+                raise QuantizationError(f"{matrix.name}: in form {form} a matrix needs scales, one a row")
+        elif matrix.bits != 8:
+            raise QuantizationError(f"{matrix.name}: {matrix.bits} bits have a scale a block, not a row")
+        elif matrix.scale.shape != shape[:1] or not (np.isfinite(matrix.scale) & (matrix.scale > 0)).all():
+            raise QuantizationError(
+                f"{matrix.name}: scale should be {shape[0]} positive numbers, got {matrix.scale.shape} from "
+                f"{matrix.scale.min()}"
+            )
+        if (matrix.input_scale is not None) != (plan.mode == W8A8):
+            raise QuantizationError(f"{matrix.name}: input_scale is {matrix.input_scale}, and the mode is {plan.mode}")
+        if matrix.input_scale is not None and not 0 < matrix.input_scale < np.inf:
+            raise QuantizationError(f"{matrix.name}: input_scale should be positive, got {matrix.input_scale}")
+    return plans
+
+
+def _keep_from_prepacking(graph: onnx.GraphProto) -> None:
+    """Makes float matrices inputs of the graph too, with what they hold as default.
+
+    ONNX Runtime copies constant matrices of every ``Gemm`` into a layout of its own, which costs their size in memory;
+    it is only where ``MatMulNBits`` stands beside them that this cannot be switched off altogether
+    (``runtime.backends.onnxruntime``). What is an input might change, so it is left where it is: in the mapped file.
+    """
+    known = {tensor.name: tensor for tensor in graph.initializer}
+    matrices = (name for node in graph.node for name in matrices_of(node).values() if name in known)
+    for name in dict.fromkeys(matrices):
+        tensor = known[name]
+        if tensor.data_type != TensorProto.UINT8:
+            graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))

@@ -1,0 +1,148 @@
+"""Makes the recorded set of a bundle: a prompt with a picture, and a few tokens after it, one by one."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from export.recorded import format as form
+from export.recorded import run as recording_run
+from export.recorded.format import Call, Recording, Values, empty_caches, rounded, wide
+from export.writer import HashingFile, rewrite_manifest
+from runtime.backends.graph import (
+    INPUTS_EMBEDS,
+    LOGITS,
+    PIXEL_VALUES,
+    POSITION_IDS,
+    VISUAL_EMBEDS,
+    VISUAL_MASK,
+    WRITE_INDICES,
+)
+from runtime.bundle.engines import WEIGHTS
+from runtime.bundle.manifest import CHAT_TEMPLATE, DECODER_GRAPH, RECORDING, TOKENIZER, VISION_GRAPH, Bundle
+from runtime.conversation import Conversation
+from runtime.errors import BundleError
+from runtime.text.template import ChatTemplate
+from runtime.text.tokenizer import Tokenizer
+
+QUESTION = "What is in the picture, and what is left of it?"
+ANSWER = "A circle, in front of stripes."
+"""What is read after the prompt whether a model would say it or not: tokens known beforehand need one reading of the
+weights, and those that a model chose would hang on the last bit where two are near each other."""
+
+STEPS = 8
+"""Tokens of the answer that are read one by one."""
+
+
+def record(bundle: Bundle, progress: Callable[[int], object]) -> dict[str, bytes]:
+    """The files of a bundle's recorded set, by name.
+
+    Args:
+        bundle: an opened bundle.
+        progress: called with the bytes of weights that were just worked through.
+
+    Raises:
+        BundleError: its tokenizer or template cannot be read, or it is made for a CPU.
+        BackendError: ONNX Runtime cannot run a graph.
+    """
+    if bundle.manifest.by_expert:
+        raise BundleError(f"{bundle.folder} is made for ONNX Runtime on a CPU: no engine is built of it to compare")
+    recording, runner = _record(bundle, progress), f"onnxruntime {ort.__version__}, float32"
+    return form.to_files(recording, form.made_of(bundle.manifest), runner)
+
+
+def weights_size(bundle: Bundle) -> int:
+    """Bytes of weights that recording works through."""
+    return sum(bundle.manifest.files[WEIGHTS[graph]].size for graph in form.GRAPHS)
+
+
+def _record(bundle: Bundle, progress: Callable[[int], object]) -> Recording:
+    manifest = bundle.manifest
+    image, model, precision = manifest.image, manifest.model, manifest.precision
+    pixels = image(picture(image.image_size), image.min_tiles)
+    vision = {PIXEL_VALUES: rounded(pixels, precision)}
+    (seen,) = recording_run.run(bundle.path(VISION_GRAPH), [vision], progress)
+
+    ids, visual_mask = _tokens(bundle, pixels)
+    embeds = wide(bundle.embeddings()[ids], precision)
+    embeds[visual_mask] = rounded(seen[VISUAL_EMBEDS], precision).reshape(-1, model.hidden_size)[: visual_mask.sum()]
+    length = len(ids)
+    prompt = max(length - STEPS, 1)
+    calls: list[Values] = [
+        {
+            INPUTS_EMBEDS: embeds[None, start:stop],
+            VISUAL_MASK: visual_mask[None, start:stop],
+            POSITION_IDS: np.arange(start, stop)[None],
+            WRITE_INDICES: np.array([start]),
+        }
+        for start, stop in ((0, prompt), *((start, start + 1) for start in range(prompt, length)))
+    ]
+    first = calls[0] | empty_caches(model, length)
+    results = recording_run.run(bundle.path(DECODER_GRAPH), [first, *calls[1:]], progress)
+    return {
+        VISION_GRAPH: [Call(vision, {VISUAL_EMBEDS: seen[VISUAL_EMBEDS]})],
+        DECODER_GRAPH: [Call(values, {LOGITS: result[LOGITS]}) for values, result in zip(calls, results, strict=True)],
+    }
+
+
+def picture(size: int) -> npt.NDArray[np.uint8]:
+    """Stripes, a gradient and a circle, so that tiles, places and colours all count; [size, size, 3]."""
+    y, x = np.mgrid[:size, :size] * 448 // size
+    red = np.where((x // 16) % 2, 224, 32)
+    inside = (x - 260) ** 2 + (y - 180) ** 2 < 90**2
+    return np.stack([red, y * 255 // 448, np.where(inside, 255, x * 255 // 448)], axis=-1).astype(np.uint8)
+
+
+def _tokens(bundle: Bundle, pixels: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Ids and visual mask of the prompt and ``STEPS`` tokens after it, as far as the bundle takes tokens."""
+    tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
+    file = bundle.path(CHAT_TEMPLATE)
+    try:
+        template = ChatTemplate.from_json(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file} cannot be read: {error}; export the bundle again") from None
+    conversation = Conversation(template, tokenizer, bundle.manifest.image.tokens_per_tile)
+    prompt = conversation.prompt([conversation.turn(QUESTION, [pixels])])
+    answer = tokenizer.encode(ANSWER, add_bos=False)
+    answer = (answer * math.ceil(STEPS / len(answer)))[:STEPS]
+    most = bundle.manifest.model.max_length
+    ids = np.concatenate([prompt.ids, np.array(answer)])[:most]
+    return ids, np.concatenate([prompt.visual_mask, np.zeros(STEPS, np.bool_)])[:most]
+
+
+def put(bundle: Bundle, files: dict[str, bytes]) -> None:
+    """Puts a recorded set into a bundle that is in place. Whenever it is interrupted, the bundle opens.
+
+    Raises:
+        BundleError: the bundle cannot be written.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{RECORDING}.partial-", dir=bundle.folder))
+        try:
+            records = {}
+            for name, data in files.items():
+                file = HashingFile(folder / Path(name).name)
+                file.write(data)
+                file.close()
+                records[name] = file.record()
+            others = {name: item for name, item in bundle.manifest.files.items() if name not in form.FILES}
+            # While files are replaced, the manifest names none of them.
+            rewrite_manifest(bundle.folder, lambda manifest: replace(manifest, files=others))
+            shutil.rmtree(bundle.path(RECORDING), ignore_errors=True)
+            folder.chmod(0o755)
+            folder.rename(bundle.path(RECORDING))
+            files_now = dict(sorted((others | records).items()))
+            rewrite_manifest(bundle.folder, lambda manifest: replace(manifest, files=files_now))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise BundleError(f"{bundle.folder} cannot be written: {error.strerror}") from None

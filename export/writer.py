@@ -1,0 +1,188 @@
+"""Writing a bundle so that nothing half-written ever looks like one.
+
+Files go into a hidden folder beside the target; the manifest comes last, and a rename puts the whole in place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Protocol
+
+from runtime.bundle.manifest import MANIFEST, Bundle, FileRecord, Manifest, size_text
+from runtime.errors import BundleError
+
+ALIGNMENT = 4096
+"""External data of graphs starts at multiples of a memory page, so that runtimes can map it in place."""
+
+
+class Bar(Protocol):
+    """The part of a progress bar that writers of bundles use."""
+
+    def update(self, n: int) -> object:
+        """Moves on by ``n`` bytes."""
+
+
+MakeBar = Callable[[int], AbstractContextManager[Bar]]
+"""A progress bar over a number of bytes."""
+
+
+class HashingFile:
+    """A file that is hashed while it is written. Use as a context manager."""
+
+    def __init__(self, file: Path) -> None:
+        self._file: BinaryIO = file.open("wb")
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Appends bytes; an array is written as the bytes it holds."""
+        self._file.write(data)
+        self._digest.update(data)
+        self.size += memoryview(data).nbytes
+
+    def pad_to(self, alignment: int) -> None:
+        """Appends zeros up to the next multiple of ``alignment``."""
+        self.write(bytes(-self.size % alignment))
+
+    def record(self) -> FileRecord:
+        """Size and hash of what was written."""
+        return FileRecord(self.size, self._digest.hexdigest())
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        self._file.close()
+
+
+class BundleWriter:
+    """A context manager that collects the files of a bundle; left without ``commit``, it leaves nothing.
+
+    Args:
+        target: the folder to make.
+        overwrite: replace a bundle that is there already.
+
+    Raises:
+        BundleError: the target exists, or is no bundle and so not ours to replace.
+    """
+
+    def __init__(self, target: Path, overwrite: bool = False) -> None:
+        self.target = target.expanduser().resolve()
+        if self.target.exists():
+            if not overwrite:
+                raise BundleError(f"{target} exists already: choose another folder, or add --overwrite")
+            if not self.target.is_dir() or (any(self.target.iterdir()) and not (self.target / MANIFEST).is_file()):
+                raise BundleError(f"{target} is not a bundle, so --overwrite leaves it alone: choose another folder")
+        self._records: dict[str, FileRecord] = {}
+
+    def __enter__(self) -> BundleWriter:
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            prefix = f".{self.target.name}.partial-"
+            self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=self.target.parent))
+            self.folder.chmod(0o755)
+        except OSError as error:
+            raise BundleError(f"{self.target} cannot be made: {error.strerror}") from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise BundleError(f"writing {self.target} failed: {error.strerror or error}; nothing was kept") from None
+
+    def require_space(self, size: int) -> None:
+        """Checks that ``size`` bytes fit on the disk, before any work.
+
+        Raises:
+            BundleError: they do not, with both numbers.
+        """
+        free = shutil.disk_usage(self.folder).free
+        if free < size:
+            raise BundleError(
+                f"the bundle needs {size_text(size)}, {self.target.parent} has {size_text(free)} free: "
+                "free some space, or choose another disk with -o"
+            )
+
+    def open(self, name: str) -> HashingFile:
+        """A new file of the bundle; ``close`` it with ``add``."""
+        (self.folder / name).parent.mkdir(exist_ok=True)
+        return HashingFile(self.folder / name)
+
+    def add(self, name: str, file: HashingFile) -> None:
+        """Closes a file and takes it into the manifest."""
+        file.close()
+        self._records[name] = file.record()
+
+    def write(self, name: str, data: bytes) -> None:
+        """A whole file at once."""
+        file = self.open(name)
+        file.write(data)
+        self.add(name, file)
+
+    def copy(self, name: str, source: Bundle) -> None:
+        """A file of another bundle, unchanged and as its manifest records it.
+
+        Never as a hard link, though nobody writes into a bundle's files: ``onnx.load`` refuses weights that have two.
+        """
+        target = self.folder / name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source.path(name), target)
+        self._records[name] = source.manifest.files[name]
+
+    def draft(self, manifest: Manifest) -> Bundle:
+        """The files collected so far, opened as a bundle where they are, for what runs it before it is in place."""
+        self._write_manifest(manifest)
+        try:
+            return Bundle(self.folder)
+        finally:
+            # Should this process be killed, what it leaves is no bundle.
+            (self.folder / MANIFEST).unlink()
+
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Puts the bundle in place; returns the manifest with the files collected, as it was written."""
+        written = self._write_manifest(manifest)
+        self._put_in_place()
+        return written
+
+    def _write_manifest(self, manifest: Manifest) -> Manifest:
+        written = replace(manifest, files={name: self._records[name] for name in sorted(self._records)})
+        (self.folder / MANIFEST).write_text(written.to_json(), encoding="utf-8")
+        return written
+
+    def _put_in_place(self) -> None:
+        if not self.target.exists():
+            self.folder.rename(self.target)
+            return
+        old = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.old-", dir=self.target.parent))
+        self.target.replace(old)
+        try:
+            self.folder.rename(self.target)
+        except OSError:
+            old.replace(self.target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def rewrite_manifest(folder: Path, change: Callable[[Manifest], Manifest]) -> None:
+    """Replaces the manifest of a bundle that is in place by what ``change`` makes of it as it is now.
+
+    Raises:
+        BundleError: it is no manifest any more.
+        OSError: it cannot be written.
+    """
+    path = folder / MANIFEST
+    manifest = change(Manifest.from_json(path.read_text(encoding="utf-8")))
+    beside = folder / f".{MANIFEST}.partial-{os.getpid()}"
+    try:
+        beside.write_text(manifest.to_json(), encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

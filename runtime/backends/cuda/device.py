@@ -1,0 +1,145 @@
+"""What the TensorRT backend asks of a GPU and of an engine on it: small protocols, and nothing that needs either.
+
+``runtime.backends.cuda.pycuda`` and ``runtime.backends.tensorrt.engine`` implement them for a real GPU; tests run
+the rest of the backend on an implementation in host memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.backends.tensorrt.plan import PlanInfo, Shape
+
+
+class Resource(Protocol):
+    """Something on the GPU that is given back by hand."""
+
+    def free(self) -> None:
+        """Gives it back. The GPU must be entered (see ``Device``), and must not be using it."""
+
+
+class Memory(Resource, Protocol):
+    """Device memory, aligned to 256 bytes at least."""
+
+    address: int
+    size: int
+
+
+class HostMemory(Resource, Protocol):
+    """Host memory that the GPU copies from and to by itself, so that nobody waits for a copy."""
+
+    array: npt.NDArray[np.uint8]
+
+
+class Event(Resource, Protocol):
+    """A place in the GPU's queue."""
+
+    def record(self) -> None:
+        """Moves it behind all work enqueued so far."""
+
+    def wait(self) -> None:
+        """Returns when the GPU has come there; at once if nothing was recorded. Other threads go on meanwhile."""
+
+
+class Graph(Resource, Protocol):
+    """Work that was recorded once and is enqueued as a whole."""
+
+    def replay(self) -> None:
+        """Enqueues it."""
+
+
+class Device(Protocol):
+    """One GPU and one queue of work on it (a CUDA stream): what is enqueued runs in that order.
+
+    ``with device:`` enters its context; every call but ``release`` is made inside, in any thread.
+    """
+
+    name: str
+    compute_capability: int
+    """89 for 8.9."""
+    stream: int
+    """The queue's handle, for libraries that enqueue by themselves."""
+    has_graphs: bool
+    """Whether ``capture`` is there."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def allocate(self, size: int) -> Memory:
+        """Device memory.
+
+        Raises:
+            BackendError: there is not enough, with both numbers.
+        """
+
+    def allocate_host(self, size: int) -> HostMemory:
+        """Host memory that copies need not wait for; raises as ``allocate`` does."""
+
+    def event(self) -> Event:
+        """A new event."""
+
+    def upload(self, source: npt.NDArray[Any], address: int) -> None:
+        """Enqueues a copy of an array in ``HostMemory`` to the device."""
+
+    def download(self, address: int, target: npt.NDArray[Any]) -> None:
+        """Enqueues a copy from the device into an array in ``HostMemory``."""
+
+    def synchronize(self) -> None:
+        """Waits for all work of the GPU, of any queue."""
+
+    def zero(self, address: int, size: int) -> None:
+        """Enqueues filling with zeros."""
+
+    def copy_rows(self, source: int, source_pitch: int, target: int, target_pitch: int, width: int, rows: int) -> None:
+        """Enqueues a copy of ``rows`` rows of ``width`` bytes within the device, whose beginnings lie a pitch apart."""
+
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """What ``work`` enqueues, recorded and not run.
+
+        Raises:
+            BackendError: it contains what cannot be recorded; the queue is as it was.
+        """
+
+    def release(self, *resources: Resource) -> None:
+        """Gives back what nobody needs any more, now or as soon as that cannot disturb; safe in a finalizer."""
+
+
+class Execution(Resource, Protocol):
+    """One way to run an engine: a profile, with shapes and addresses that stay until they are set anew."""
+
+    def set_shapes(self, shapes: Mapping[str, Shape]) -> None:
+        """Shapes of inputs."""
+
+    def set_addresses(self, addresses: Mapping[str, int]) -> None:
+        """Device addresses of inputs and outputs."""
+
+    def enqueue(self) -> None:
+        """Enqueues the work on the device's queue."""
+
+    @property
+    def capturable(self) -> bool:
+        """Whether ``Device.capture`` may record ``enqueue`` now."""
+
+
+class Engine(Protocol):
+    """A plan, loaded."""
+
+    info: PlanInfo
+
+    def execution(self, profile: int, scratch: Memory, static: bool) -> Execution:
+        """A way to run it.
+
+        Args:
+            profile: index of an optimization profile.
+            scratch: where activations lie while it runs, at least ``info.scratch`` bytes. Whoever owns it sees to it
+                that no two run at once: one queue does that.
+            static: its shapes will never change, which is worth more preparation.
+        """

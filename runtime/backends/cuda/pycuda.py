@@ -1,0 +1,179 @@
+"""The GPU through PyCUDA: ``runtime.backends.cuda.device`` says what each call promises. Nothing is decided here."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.backends.cuda.device import Graph, Resource
+from runtime.bundle.manifest import size_text
+from runtime.errors import BackendError
+
+try:
+    import pycuda.driver as cuda
+except ImportError as error:
+    if error.name == "pycuda":
+        raise BackendError("pycuda is not installed; this adds it: pip install pycuda") from None
+    raise BackendError(f"pycuda cannot be imported: {error}; it needs NVIDIA's driver and a GPU") from None
+
+try:
+    from runtime.backends.cuda.graphs import CudaGraph
+except ImportError:
+    CudaGraph = None  # type: ignore[assignment, misc]
+
+
+_NON_BLOCKING = 1
+"""CUDA's flag of a stream that does not wait for the default stream, which others of this process may use."""
+
+
+@contextlib.contextmanager
+def _telling(what: str) -> Iterator[None]:
+    try:
+        yield
+    except cuda.Error as error:
+        raise BackendError(f"{what}: {' '.join(str(error).split())}") from None
+
+
+class PyCudaDevice:
+    """The first GPU that CUDA shows (``CUDA_VISIBLE_DEVICES`` chooses), in its primary context, which TensorRT, PyTorch
+    and others of this process share.
+
+    Raises:
+        BackendError: there is none.
+    """
+
+    def __init__(self) -> None:
+        with _telling("no GPU can be used"):
+            cuda.init()
+            device = cuda.Device(0)
+            self._context = device.retain_primary_context()
+        self.name = device.name()
+        major, minor = device.compute_capability()
+        self.compute_capability = 10 * major + minor
+        self.has_graphs = CudaGraph is not None
+        self._released: deque[Resource] = deque()
+        self._capturing: int | None = None
+        with self:
+            self._stream = cuda.Stream(_NON_BLOCKING)
+        self.stream: int = self._stream.handle
+
+    def __enter__(self) -> PyCudaDevice:
+        self._context.push()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        cuda.Context.pop()
+
+    def allocate(self, size: int) -> _Memory:
+        """Device memory."""
+        return _Memory(self._allocated(lambda: cuda.mem_alloc(max(size, 1)), size, "of the GPU's memory"), size)
+
+    def allocate_host(self, size: int) -> _HostMemory:
+        """Page-locked host memory."""
+        return _HostMemory(self._allocated(lambda: cuda.pagelocked_empty(size, np.uint8), size, "of host memory"))
+
+    def _allocated(self, allocate: Callable[[], Any], size: int, what: str) -> Any:  # noqa: ANN401 - PyCUDA's
+        try:
+            return allocate()
+        except cuda.MemoryError:
+            free, total = cuda.mem_get_info()
+            raise BackendError(
+                f"{size_text(size)} {what} are needed, {size_text(free)} of {size_text(total)} are free on {self.name}"
+            ) from None
+
+    def event(self) -> _Event:
+        """A new event."""
+        flags = cuda.event_flags
+        return _Event(cuda.Event(flags.DISABLE_TIMING | flags.BLOCKING_SYNC), self._stream)
+
+    def upload(self, source: npt.NDArray[Any], address: int) -> None:
+        """Host to device."""
+        with _telling("copying to the GPU failed"):
+            cuda.memcpy_htod_async(address, source, self._stream)
+
+    def download(self, address: int, target: npt.NDArray[Any]) -> None:
+        """Device to host."""
+        with _telling("copying from the GPU failed"):
+            cuda.memcpy_dtoh_async(target, address, self._stream)
+
+    def synchronize(self) -> None:
+        """All streams of the context, which is that of the whole process."""
+        with _telling("the GPU failed"):
+            cuda.Context.synchronize()
+
+    def zero(self, address: int, size: int) -> None:
+        """Fills with zeros."""
+        with _telling("filling the GPU's memory failed"):
+            cuda.memset_d8_async(address, 0, size, self._stream)
+
+    def copy_rows(self, source: int, source_pitch: int, target: int, target_pitch: int, width: int, rows: int) -> None:
+        """Device to device, row by row."""
+        copy = cuda.Memcpy2D()
+        copy.set_src_device(source)
+        copy.set_dst_device(target)
+        copy.src_pitch, copy.dst_pitch = source_pitch, target_pitch
+        copy.width_in_bytes, copy.height = width, rows
+        with _telling("copying within the GPU failed"):
+            copy(self._stream)
+
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """A CUDA graph of what ``work`` enqueues."""
+        self._capturing = threading.get_ident()
+        try:
+            return CudaGraph(self.stream, work)
+        finally:
+            self._capturing = None
+            self.release()
+
+    def release(self, *resources: Resource) -> None:
+        """Frees now, but for a thread that captures: there it would end the capture."""
+        self._released.extend(resources)
+        if self._capturing == threading.get_ident():
+            return
+        with self:
+            while self._released:
+                self._released.popleft().free()
+
+
+class _Memory:
+    def __init__(self, allocation: Any, size: int) -> None:  # noqa: ANN401 - PyCUDA's
+        self._allocation = allocation
+        self.address, self.size = int(allocation), size
+
+    def free(self) -> None:
+        self._allocation.free()
+
+
+class _HostMemory:
+    def __init__(self, array: npt.NDArray[np.uint8]) -> None:
+        self.array = array
+
+    def free(self) -> None:
+        # Views may still be there, and keep the array; its memory is gone.
+        self.array.base.free()  # type: ignore[union-attr] # PyCUDA's allocation
+
+
+class _Event:
+    def __init__(self, event: Any, stream: Any) -> None:  # noqa: ANN401 - PyCUDA's
+        self._event, self._stream = event, stream
+
+    def record(self) -> None:
+        with _telling("the GPU failed"):
+            self._event.record(self._stream)
+
+    def wait(self) -> None:
+        with _telling("the GPU failed"):
+            self._event.synchronize()
+
+    def free(self) -> None:
+        # PyCUDA frees with its object, here where the context is entered.
+        del self._event

@@ -1,0 +1,1 @@
+"""The TensorRT backend: plans loaded, checked and run."""

@@ -1,0 +1,222 @@
+"""Answering from two engines on a GPU: the order of copies, engines and waits. Whose engines and whose GPU, it does
+not know.
+
+The GPU has one queue. A call fills host memory, enqueues copies and work, marks the place in the queue, lets the next
+thread in, and waits for the mark: one wait for each chunk of a prompt, one for each token after it. All executions use
+one scratch memory, since no two run at once; a small board has room for one only.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.backends import Pixels, graph
+from runtime.backends.cuda.device import Device, Engine, Graph, Resource
+from runtime.backends.tensorrt.call import Inputs, Updates
+from runtime.backends.tensorrt.pixels import Resize, Tiler
+from runtime.backends.tensorrt.plan import DecoderLayout, VisionLayout, place
+from runtime.backends.tensorrt.vision import Vision
+from runtime.errors import BackendError
+from runtime.images.frames import DeviceImage, DevicePixels
+from runtime.images.preprocess import ImageProcessor
+
+Array = npt.NDArray[Any]
+
+
+class EngineBackend:
+    """A decoder engine, and a vision engine from the first image on.
+
+    Args:
+        device: the GPU.
+        decoder: the decoder's engine and layout.
+        open_vision: loads those of the vision graph.
+        description: what computes, for people.
+        open_resize: finds the kernel that makes tiles of pictures in device memory.
+        length_limit: what keeps conversations from being longer than the engine's caches, for people.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        decoder: tuple[Engine, DecoderLayout],
+        open_vision: Callable[[], tuple[Engine, VisionLayout]],
+        open_resize: Callable[[], Resize],
+        description: str,
+        length_limit: str,
+    ) -> None:
+        self.description, self.length_limit = description, length_limit
+        self.device, (self.engine, self.layout) = device, decoder
+        self.chunk, self.max_length = self.layout.chunk, self.layout.capacity
+        self.lock = threading.Lock()
+        """Held while work is enqueued, so that calls of several threads do not mix."""
+        self._open_vision, self._open_resize = open_vision, open_resize
+        self._vision: Vision | None = None
+        self._tiler: Tiler | None = None
+        with device:
+            self.scratch = device.allocate(self.engine.info.scratch)
+            self._prefills = {
+                profile.index: self.engine.execution(profile.index, self.scratch, static=False)
+                for profile in self.layout.profiles
+                if profile.maximum > 1
+            }
+            self._inputs = Inputs(device, self.layout, self.chunk)
+            self._updates = Updates(device, self.layout, self.chunk)
+        self._held: list[Resource] = [
+            *self._prefills.values(),
+            *self._inputs.resources,
+            *self._updates.resources,
+            self.scratch,
+        ]
+        weakref.finalize(self, _release, device, self._held)
+
+    def encode_image(self, pixel_values: Pixels) -> Array:
+        """[tiles, 3, size, size] → [tiles · tokens_per_tile, hidden]."""
+        with self.lock, self.device:
+            return self._opened_vision()(pixel_values)
+
+    def frame_pixels(self, image: DeviceImage, processor: ImageProcessor, max_tiles: int | None) -> DevicePixels:
+        """The tiles of a picture that lies in device memory, made there."""
+        with self.lock, self.device:
+            if self._tiler is None:
+                self._tiler = Tiler(self.device, self._opened_vision().layout, self._open_resize(), self.encode_image)
+            return self._tiler(image, processor, max_tiles)
+
+    def _opened_vision(self) -> Vision:
+        if self._vision is None:
+            self._vision = Vision(self.device, *self._open_vision(), self.scratch)
+            self._held[:0] = self._vision.resources
+        return self._vision
+
+    def new_context(self) -> EngineContext:
+        """Empty caches for a new sequence."""
+        return EngineContext(self)
+
+    def prefill(self, embeds: Array, mask: npt.NDArray[np.bool_], start: int, addresses: dict[str, int]) -> None:
+        """Enqueues tokens of a prompt; ``addresses`` are those of the sequence's caches and logits."""
+        execution = self._prefills[self.layout.profile(len(embeds)).index]
+        self._inputs.upload(embeds, mask, start)
+        execution.set_shapes(self.layout.shapes(len(embeds)))
+        execution.set_addresses(self._inputs.addresses | addresses | self._updates.addresses)
+        execution.enqueue()
+        self._updates.enqueue(addresses, start, len(embeds))
+
+
+class EngineContext:
+    """The caches of one sequence in device memory, each bound as input and as output at once.
+
+    Decoding a token has an execution of its own, which nothing is changed in any more: what a graph recorded stays
+    true. Prompts are computed by executions that all sequences share.
+    """
+
+    def __init__(self, backend: EngineBackend) -> None:
+        self.capacity = 0
+        self._backend = backend
+        self._decode: _Decode | None = None
+
+    def reserve(self, capacity: int) -> None:
+        """Takes the memory for as many tokens as the engine was built for."""
+        backend = self._backend
+        if capacity > backend.max_length:
+            raise BackendError(f"{capacity} tokens were asked for, but {backend.length_limit}")
+        if self._decode is None:
+            with backend.lock, backend.device:
+                self._decode = _Decode(backend)
+            self.capacity = backend.max_length
+
+    def forward(self, inputs_embeds: Array, visual_mask: npt.NDArray[np.bool_], start: int) -> Array:
+        """Runs tokens ``start`` … ``start + n``; returns the float32 logits of the last, [vocab]."""
+        assert self._decode is not None, "reserve comes first"  # noqa: S101
+        return self._decode.forward(inputs_embeds, visual_mask, start)
+
+
+class _Decode:
+    """What a sequence has on the GPU."""
+
+    def __init__(self, backend: EngineBackend) -> None:
+        device, layout = backend.device, backend.layout
+        self._backend = backend
+        offsets, size = place({past: layout.cache for past, _ in layout.caches} | {graph.LOGITS: layout.logits})
+        try:
+            memory = device.allocate(size)
+        except BackendError as error:
+            raise BackendError(
+                f"the caches for {layout.capacity} tokens do not fit: {error}; end other sessions, or build an engine "
+                "for fewer tokens (--max-length)"
+            ) from None
+        # Zeros: what is masked is multiplied by 0, and 0 · NaN would be NaN.
+        device.zero(memory.address, size)
+        self._addresses = {name: memory.address + offset for name, offset in offsets.items()}
+        if not layout.updates:
+            self._addresses |= {present: self._addresses[past] for past, present in layout.caches}
+        self._inputs = Inputs(device, layout, 1)
+        self._updates = Updates(device, layout, 1)
+        host = device.allocate_host(layout.logits.nbytes)
+        self._logits = host.array.view(layout.logits.dtype)
+        self._done = device.event()
+        self._execution = backend.engine.execution(layout.profile(1).index, backend.scratch, static=True)
+        self._execution.set_shapes(layout.shapes(1))
+        self._execution.set_addresses(self._inputs.addresses | self._addresses | self._updates.addresses)
+        self._graph: Graph | None = None
+        self._ran = False
+        self._held: list[Resource] = [
+            *(self._execution, self._done, host, memory),
+            *self._inputs.resources,
+            *self._updates.resources,
+        ]
+        weakref.finalize(self, _release, device, self._held)
+
+    def forward(self, embeds: Array, mask: npt.NDArray[np.bool_], start: int) -> Array:
+        backend = self._backend
+        with backend.device:
+            with backend.lock:
+                if len(embeds) == 1:
+                    self._inputs.write(embeds, mask, start)
+                    self._enqueue_token()
+                    # Not in the graph: where they go changes with each token.
+                    self._updates.enqueue(self._addresses, start, 1)
+                else:
+                    backend.prefill(embeds, mask, start, self._addresses)
+                    self._download()
+                self._done.record()
+            self._done.wait()
+        return self._logits.copy()
+
+    def _enqueue_token(self) -> None:
+        # TensorRT puts work off to the first run, which a graph must not record.
+        if self._graph is None and self._ran and self._backend.device.has_graphs and self._execution.capturable:
+            self._capture()
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            self._token()
+            self._ran = True
+
+    def _capture(self) -> None:
+        device = self._backend.device
+        try:
+            self._graph = device.capture(self._token)
+        except BackendError as error:
+            device.has_graphs = False
+            warnings.warn(f"tokens are computed without a CUDA graph, which is slower: {error}", stacklevel=2)
+        else:
+            # First, since the execution must outlive it.
+            self._held.insert(0, self._graph)
+
+    def _token(self) -> None:
+        self._inputs.enqueue()
+        self._execution.enqueue()
+        self._download()
+
+    def _download(self) -> None:
+        self._backend.device.download(self._addresses[graph.LOGITS], self._logits)
+
+
+def _release(device: Device, resources: list[Resource]) -> None:
+    device.release(*resources)

@@ -1,0 +1,88 @@
+"""The small tensors of a decoder's calls: what goes in beside the caches, and what comes out for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.backends import graph
+from runtime.backends.cuda.device import Device, HostMemory, Memory, Resource
+from runtime.backends.tensorrt.plan import DecoderLayout, place
+
+Array = npt.NDArray[Any]
+
+
+class Inputs:
+    """A call's inputs but the caches: one block of host memory, one of device memory, one copy."""
+
+    def __init__(self, device: Device, layout: DecoderLayout, tokens: int) -> None:
+        self._device, self._tokens = device, tokens
+        buffers = layout.inputs(tokens)
+        offsets, size = place(buffers)
+        self._host: HostMemory = device.allocate_host(size)
+        memory: Memory = device.allocate(size)
+        self._target, self._size = memory.address, size
+        self.addresses = {name: memory.address + offset for name, offset in offsets.items()}
+        self._arrays = {
+            name: self._host.array[offset : offset + buffers[name].nbytes].view(buffers[name].dtype)
+            for name, offset in offsets.items()
+        }
+        self._embeds_at = offsets[graph.INPUTS_EMBEDS]
+        self._sent = device.event()
+        self.resources: list[Resource] = [self._sent, self._host, memory]
+
+    def write(self, embeds: Array, mask: npt.NDArray[np.bool_], start: int) -> None:
+        """Fills the host memory with up to ``tokens`` tokens, once the GPU has read what was there."""
+        self._sent.wait()
+        tokens = len(embeds)
+        self._arrays[graph.WRITE_INDICES][:] = start
+        self._arrays[graph.POSITION_IDS][:tokens] = np.arange(start, start + tokens)
+        self._arrays[graph.VISUAL_MASK][:tokens] = mask
+        self._arrays[graph.INPUTS_EMBEDS][: embeds.size] = embeds.reshape(-1)
+        self._size = self._embeds_at + embeds.nbytes
+
+    def enqueue(self) -> None:
+        """Enqueues the copy of what was written."""
+        self._device.upload(self._host.array[: self._size], self._target)
+
+    def upload(self, embeds: Array, mask: npt.NDArray[np.bool_], start: int) -> None:
+        """Writes, enqueues, and notes when the host memory is free again."""
+        self.write(embeds, mask, start)
+        self.enqueue()
+        self._sent.record()
+
+
+class Updates:
+    """What a call gives for the caches where the engine does not write into them, and the copies that then do.
+
+    Without such outputs it is nothing.
+    """
+
+    def __init__(self, device: Device, layout: DecoderLayout, tokens: int) -> None:
+        self._device, self._layout = device, layout
+        self.addresses: dict[str, int] = {}
+        self.resources: list[Resource] = []
+        if layout.updates:
+            offsets, size = place({update: layout.update(tokens) for _, update in layout.caches})
+            memory = device.allocate(size)
+            self.resources.append(memory)
+            self.addresses = {name: memory.address + offset for name, offset in offsets.items()}
+
+    def enqueue(self, caches: dict[str, int], start: int, tokens: int) -> None:
+        """Enqueues the copies of a call's tokens into the caches at these addresses."""
+        if not self.addresses:
+            return
+        cache, update = self._layout.cache, self._layout.update(tokens)
+        heads = cache.shape[1]
+        token = update.nbytes // (heads * tokens)
+        for past, name in self._layout.caches:
+            self._device.copy_rows(
+                source=self.addresses[name],
+                source_pitch=tokens * token,
+                target=caches[past] + start * token,
+                target_pitch=cache.nbytes // heads,
+                width=tokens * token,
+                rows=heads,
+            )

@@ -1,0 +1,189 @@
+"""Engines through TensorRT's Python module, or that of TensorRT for RTX, which has the same names.
+
+``runtime.backends.cuda.device`` says what each call promises; nothing is decided here. Checked of what TensorRT returns
+is whether it is an error, which becomes one line with the first of TensorRT's own words.
+"""
+
+from __future__ import annotations
+
+import importlib
+import mmap
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from runtime.backends.cuda.device import Device, Memory
+from runtime.backends.tensorrt.plan import PlanInfo, Shape, ShapeRange, TensorInfo
+from runtime.bundle.engines import Flavour
+from runtime.errors import BackendError
+
+# TensorRT's module is known when it is chosen, so that everything of it is Any here.
+# ruff: noqa: ANN401
+
+NAMESPACE = "monoedge"
+"""The namespace of our plugins."""
+
+
+class TensorRT:
+    """One TensorRT of this process.
+
+    Raises:
+        BackendError: it cannot be imported.
+    """
+
+    def __init__(self, flavour: Flavour) -> None:
+        try:
+            self.trt: Any = importlib.import_module(flavour.module)
+        except ImportError as error:
+            raise BackendError(f"{flavour.module} cannot be imported: {error}; {flavour.remedy}") from None
+        self.title, self.version = flavour.title, str(self.trt.__version__)
+        self.logger = _logger(self.trt)
+        self._runtime = self.trt.Runtime(self.logger)
+
+    def load_plugins(self, library: Path, operators: Mapping[str, int]) -> None:
+        """Registers our plugins, once a process.
+
+        Raises:
+            BackendError: the library cannot be loaded, or has not these operators in these versions.
+        """
+        if not self._missing_plugins(operators):
+            return
+        try:
+            self.trt.get_plugin_registry().load_library(str(library))
+        except RuntimeError as error:
+            raise self.error(f"cannot load the plugin library {library}: {error}") from None
+        if missing := self._missing_plugins(operators):
+            raise self.error(f"{library} has no {', '.join(missing)}: build the library of the monoedge installed here")
+
+    def _missing_plugins(self, operators: Mapping[str, int]) -> list[str]:
+        registry = self.trt.get_plugin_registry()
+        return [
+            f"plugin {name} of version {version}"
+            for name, version in operators.items()
+            if registry.get_creator(name, str(version), NAMESPACE) is None
+        ]
+
+    def load(self, plan: Path, device: Device) -> TensorRTEngine:
+        """Loads a plan onto the GPU, which is entered.
+
+        Raises:
+            BackendError: the file cannot be read, or TensorRT refuses it.
+        """
+        try:
+            # Mapped: on a small board there is no room for a copy of the weights beside those of the GPU.
+            with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                engine = self._runtime.deserialize_cuda_engine(data)
+        except (OSError, ValueError) as error:
+            raise BackendError(f"{plan} cannot be read: {error}") from None
+        if engine is None:
+            raise self.error(f"cannot load {plan}")
+        return TensorRTEngine(self, engine, device)
+
+    def error(self, what: str) -> BackendError:
+        """An error in one line, with what TensorRT said first since the last."""
+        said = self.logger.take()
+        return BackendError(" ".join(f"{self.title} {self.version}: {what}{': ' if said else ''}{said}".split()))
+
+
+class TensorRTEngine:
+    """A plan on the GPU."""
+
+    def __init__(self, tensorrt: TensorRT, engine: Any, device: Device) -> None:
+        self.info = plan_info(tensorrt.trt, engine)
+        self._tensorrt, self._engine, self._device = tensorrt, engine, device
+
+    def execution(self, profile: int, scratch: Memory, static: bool) -> TensorRTExecution:
+        """A context of the engine, in memory of ours."""
+        trt, engine = self._tensorrt.trt, self._engine
+        own_memory = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if hasattr(engine, "create_runtime_config"):
+            config = engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(own_memory)
+            if static and hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+                # TensorRT for RTX compiles on the device: for these shapes now, not while a stand-in runs.
+                strategies = trt.DynamicShapesKernelSpecializationStrategy
+                config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+            context = engine.create_execution_context(config)
+        else:
+            context = engine.create_execution_context(own_memory)
+        if context is None:
+            raise self._tensorrt.error("cannot make an execution context")
+        context.set_device_memory(scratch.address, scratch.size)
+        if not context.set_optimization_profile_async(profile, self._device.stream):
+            raise self._tensorrt.error(f"refuses optimization profile {profile}")
+        return TensorRTExecution(self._tensorrt, context, self._device.stream)
+
+
+class TensorRTExecution:
+    """An execution context."""
+
+    def __init__(self, tensorrt: TensorRT, context: Any, stream: int) -> None:
+        self._tensorrt, self._context, self._stream = tensorrt, context, stream
+
+    def set_shapes(self, shapes: Mapping[str, Shape]) -> None:
+        """Shapes of inputs."""
+        for name, shape in shapes.items():
+            if not self._context.set_input_shape(name, shape):
+                raise self._tensorrt.error(f"refuses the shape {list(shape)} of {name}")
+
+    def set_addresses(self, addresses: Mapping[str, int]) -> None:
+        """Addresses of inputs and outputs."""
+        for name, address in addresses.items():
+            if not self._context.set_tensor_address(name, address):
+                raise self._tensorrt.error(f"refuses the memory of {name}")
+
+    def enqueue(self) -> None:
+        """Enqueues the work."""
+        if not self._context.execute_async_v3(self._stream):
+            raise self._tensorrt.error("failed")
+
+    @property
+    def capturable(self) -> bool:
+        """Only TensorRT for RTX ever says no."""
+        ask = getattr(self._context, "is_stream_capturable", None)
+        return ask is None or bool(ask(self._stream))
+
+    def free(self) -> None:
+        """Gives the context back, which TensorRT does with its object."""
+        del self._context
+
+
+def plan_info(trt: Any, engine: Any) -> PlanInfo:
+    """What an engine says of its plan."""
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    return PlanInfo(tuple(_tensor_info(trt, engine, name) for name in names), int(engine.device_memory_size_v2))
+
+
+def _tensor_info(trt: Any, engine: Any, name: str) -> TensorInfo:
+    # Where it is not there, nothing is written in place: TensorRT 10.3 has no operator that does.
+    aliased = getattr(engine, "get_aliased_input_tensor", lambda name: None)
+    is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+    profiles: Iterable[int] = range(engine.num_optimization_profiles) if is_input else ()
+    return TensorInfo(
+        name,
+        is_input,
+        engine.get_tensor_dtype(name).name,
+        tuple(engine.get_tensor_shape(name)),
+        tuple(ShapeRange(*map(tuple, engine.get_tensor_profile_shape(name, index))) for index in profiles),
+        None if is_input else aliased(name),
+        engine.get_tensor_location(name) == trt.TensorLocation.HOST,
+    )
+
+
+def _logger(trt: Any) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        """Keeps the first error, which tells most, until it is taken."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.first = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.Severity.ERROR and not self.first:
+                self.first = message
+
+        def take(self) -> str:
+            first, self.first = self.first, ""
+            return first
+
+    return Logger()

@@ -1,0 +1,132 @@
+"""Plans of a bundle into engines. All that can be checked is, before TensorRT reads a byte of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TypeVar
+
+from runtime.backends.cuda.device import Device, Engine
+from runtime.backends.limits import bundle_length_limit
+from runtime.backends.plugin_library import plugin_library
+from runtime.backends.tensorrt.check import PlanError, decoder_layout, vision_layout
+from runtime.backends.tensorrt.engine import TensorRT
+from runtime.backends.tensorrt.plan import DecoderLayout, PlanInfo, VisionLayout
+from runtime.bundle.engines import FLAVOURS, Flavour, choose_flavour, rebuild_command, refused, why_refused
+from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, Bundle, EngineRecord, sha256_of
+from runtime.errors import BackendError
+
+Plans = Mapping[str, tuple[Path, EngineRecord]]
+"""File and record of each graph's plan."""
+
+Layout = TypeVar("Layout", DecoderLayout, VisionLayout)
+
+
+class Loader:
+    """The plans for a GPU.
+
+    Args:
+        bundle: what they belong to.
+        device: the GPU.
+        plans: the plans to load; by default those that the manifest has for this GPU.
+        start: starts a TensorRT.
+
+    Raises:
+        BackendError: TensorRT or the plugin library is not here, or a plan may not be used here; with what to do.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: Device,
+        plans: Plans | None = None,
+        start: Callable[[Flavour], TensorRT] = TensorRT,
+    ) -> None:
+        self._bundle, self._device = bundle, device
+        if plans is None:
+            flavour, self._plans = _registered(bundle, device.compute_capability)
+        else:
+            self._plans = plans
+            target = plans[DECODER_GRAPH][1].target
+            flavour = next(flavour for flavour in FLAVOURS if target in flavour.targets)
+        for path, record in self._plans.values():
+            _check_file(path, record, bundle)
+        self._tensorrt = start(flavour)
+        library = plugin_library() if any(record.plugin_sha256 for _, record in self._plans.values()) else None
+        plugin_sha256 = None if library is None else sha256_of(library)
+        here = (self._tensorrt.version, device.compute_capability)
+        for path, record in self._plans.values():
+            reason = why_refused(str(path), record, bundle.manifest, plugin_sha256, bundle.folder, *here)
+            if reason is not None:
+                raise BackendError(reason)
+        if library is not None:
+            self._tensorrt.load_plugins(library, bundle.manifest.operators)
+
+    @property
+    def description(self) -> str:
+        """What computes, for people."""
+        graphs = "CUDA graphs" if self._device.has_graphs else "no CUDA graphs (pip install cuda-bindings adds them)"
+        return f"{self._tensorrt.title} {self._tensorrt.version}, {self._device.name}, {graphs}"
+
+    @property
+    def length_limit(self) -> str:
+        """What keeps conversations from being longer, for people."""
+        record, most = self._plans[DECODER_GRAPH][1], self._bundle.manifest.model.max_length
+        if record.max_length >= most:
+            return bundle_length_limit(self._bundle)
+        command = rebuild_command(replace(record, max_length=most), self._bundle.folder)
+        return f"the engine was built for {record.max_length} (more, up to {most}, take: {command})"
+
+    def decoder(self) -> tuple[Engine, DecoderLayout]:
+        """The decoder's engine.
+
+        Raises:
+            BackendError: TensorRT refuses the plan, or it is not what its record says.
+        """
+        manifest, length = self._bundle.manifest, self._plans[DECODER_GRAPH][1].max_length
+
+        def layout(info: PlanInfo) -> DecoderLayout:
+            layout = decoder_layout(info, manifest.model, manifest.precision)
+            if layout.capacity != length:
+                raise PlanError(f"has caches for {layout.capacity} tokens, its record says {length}")
+            return layout
+
+        return self._load(DECODER_GRAPH, layout)
+
+    def vision(self) -> tuple[Engine, VisionLayout]:
+        """The vision graph's engine; raises as ``decoder`` does."""
+        manifest = self._bundle.manifest
+        return self._load(
+            VISION_GRAPH, lambda info: vision_layout(info, manifest.model, manifest.image, manifest.precision)
+        )
+
+    def _load(self, graph: str, layout: Callable[[PlanInfo], Layout]) -> tuple[Engine, Layout]:
+        if graph not in self._plans:
+            raise BackendError(f"no plan of {graph} was given, only of {', '.join(self._plans)}")
+        path, record = self._plans[graph]
+        with self._device:
+            engine = self._tensorrt.load(path, self._device)
+        try:
+            return engine, layout(engine.info)
+        except PlanError as error:
+            # A plan for several conversations at once is one of those that are no use here.
+            again = replace(record, max_batch=1)
+            raise BackendError(refused(str(path), str(error), again, self._bundle.folder)) from None
+
+
+def _registered(bundle: Bundle, compute_capability: int) -> tuple[Flavour, Plans]:
+    installed = [flavour.module for flavour in FLAVOURS if find_spec(flavour.module) is not None]
+    flavour, names = choose_flavour(bundle.manifest, compute_capability, installed, bundle.folder)
+    for name in names.values():
+        if not bundle.path(name).resolve().is_relative_to(bundle.folder.resolve()):
+            raise BackendError(f"{bundle.path(name)} leads outside the bundle: not a bundle to trust")
+    return flavour, {graph: (bundle.path(name), bundle.manifest.engines[name]) for graph, name in names.items()}
+
+
+def _check_file(path: Path, record: EngineRecord, bundle: Bundle) -> None:
+    size = path.stat().st_size if path.is_file() else None
+    if size != record.size:
+        reason = "is missing" if size is None else f"has {size:,} bytes, its record says {record.size:,}"
+        raise BackendError(refused(str(path), reason, record, bundle.folder))

@@ -1,0 +1,192 @@
+"""Pictures in device memory to tiles in device memory, by the kernel of the plugin library."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.backends import graph
+from runtime.backends.cuda.device import Device
+from runtime.backends.plugin_library import BUILD_COMMAND, plugin_library
+from runtime.backends.tensorrt.plan import Buffer, VisionLayout, place
+from runtime.errors import BackendError
+from runtime.images.frames import DeviceFrame, DevicePixels, device_frame
+from runtime.images.preprocess import ImageProcessor, levels
+from runtime.images.resampling import Filter, across_first, bicubic
+
+ENTRY = "monoedgeResizeToTiles"
+
+Grid = tuple[int, int]
+Resize = Callable[[Any, ctypes.c_void_p], int]
+"""The kernel's entry: parameters by reference, stream → status."""
+
+
+class ResizeFilter(ctypes.Structure):
+    """``ResizeFilter`` of ``plugins_trt/core/preprocess.h``."""
+
+    _fields_ = (
+        ("first", ctypes.c_void_p),
+        ("count", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("taps", ctypes.c_int32),
+    )
+
+
+class ResizeParams(ctypes.Structure):
+    """``ResizeParams`` of the same file."""
+
+    _fields_ = (
+        ("frame", ctypes.c_void_p),
+        ("rowStride", ctypes.c_int64),
+        ("pixelStride", ctypes.c_int64),
+        ("channelStride", ctypes.c_int64),
+        ("width", ctypes.c_int32),
+        ("height", ctypes.c_int32),
+        ("columns", ctypes.c_int32),
+        ("rows", ctypes.c_int32),
+        ("tileSize", ctypes.c_int32),
+        ("acrossFirst", ctypes.c_int32),
+        ("across", ResizeFilter),
+        ("down", ResizeFilter),
+        ("levels", ctypes.c_void_p),
+        ("elementSize", ctypes.c_int32),
+        ("tiles", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("workspaceSize", ctypes.c_size_t),
+    )
+
+
+def open_resize() -> Resize:
+    """The kernel's entry in the plugin library.
+
+    Raises:
+        BackendError: there is no library, or one from before it had this.
+    """
+    path = plugin_library()
+    try:
+        resize: Resize = getattr(ctypes.CDLL(str(path)), ENTRY)
+    except (OSError, AttributeError) as error:
+        raise BackendError(f'{path} cannot resize pictures ({error}): build it again with "{BUILD_COMMAND}"') from None
+    return resize
+
+
+class Tiler:
+    """Tiles of pictures, in the number format and of the size that a vision plan reads.
+
+    What depends on a picture's size only is kept for the next of that size, since a camera's are all of one.
+
+    Args:
+        device: the GPU.
+        layout: of the vision plan.
+        resize: the kernel's entry.
+        encode: computes the embeddings of what is made here.
+    """
+
+    _numbers = itertools.count()
+
+    def __init__(
+        self,
+        device: Device,
+        layout: VisionLayout,
+        resize: Resize,
+        encode: Callable[[DevicePixels], npt.NDArray[Any]],
+    ) -> None:
+        self._device, self._tile, self._resize, self._encode = device, layout.tile, resize, encode
+        self._done = device.event()
+        weakref.finalize(self, device.release, self._done)
+        self._prepared: tuple[object, _Tables] | None = None
+
+    def __call__(self, image: object, processor: ImageProcessor, max_tiles: int | None) -> DevicePixels:
+        """The tiles of a picture. Once this returns, its memory may be written again.
+
+        Raises:
+            ImageError: not a picture.
+            OptionError: ``max_tiles`` out of range.
+        """
+        device, tile = self._device, self._tile
+        frame = device_frame(image, device.stream, device.synchronize)
+        grids = processor.grids(frame.width, frame.height, max_tiles)
+        tables = self._tables(frame, grids, processor)
+        tiles = sum(columns * rows for columns, rows in grids)
+        memory = device.allocate(tiles * tile.nbytes)
+        pixels = DevicePixels(memory.address, tiles, f"frame {next(self._numbers)}", self._encode)
+        weakref.finalize(pixels, device.release, memory)
+        target = memory.address
+        for (columns, rows), params in zip(grids, tables.params, strict=True):
+            params.frame = frame.address
+            params.rowStride, params.pixelStride, params.channelStride = frame.strides
+            params.tiles = target
+            if status := self._resize(ctypes.byref(params), ctypes.c_void_p(device.stream)):
+                raise BackendError(f"resizing a picture of {frame.width}×{frame.height} failed: CUDA error {status}")
+            target += columns * rows * tile.nbytes
+        self._done.record()
+        self._done.wait()
+        return pixels
+
+    def _tables(self, frame: DeviceFrame, grids: list[Grid], processor: ImageProcessor) -> _Tables:
+        key = (frame.width, frame.height, tuple(grids))
+        if self._prepared is None or self._prepared[0] != key:
+            # Those of the last size first, so that there need not be room for both.
+            self._prepared = None
+            self._prepared = (key, _Tables(self._device, self._tile, frame, grids, processor))
+        return self._prepared[1]
+
+
+class _Tables:
+    """Weights, levels and workspace for pictures of one size, in device memory."""
+
+    def __init__(
+        self, device: Device, tile: Buffer, frame: DeviceFrame, grids: Iterable[Grid], processor: ImageProcessor
+    ) -> None:
+        size = processor.image_size
+        values = np.empty((3, 256), tile.dtype)
+        graph.to_format(levels(processor.mean, processor.std), values)
+        arrays: dict[str, npt.NDArray[Any]] = {"levels": values}
+        jobs = []
+        for index, (columns, rows) in enumerate(grids):
+            width, height = columns * size, rows * size
+            first = across_first((frame.width, frame.height), (width, height))
+            filters = {"across": bicubic(frame.width, width), "down": bicubic(frame.height, height)}
+            arrays |= {
+                f"{index}.{direction}.{part}": getattr(filter_, part)
+                for direction, filter_ in filters.items()
+                for part in ("first", "count", "weights")
+            }
+            jobs.append((columns, rows, first, filters, 3 * (width * frame.height if first else frame.width * height)))
+        buffers = {name: Buffer(array.dtype, array.shape) for name, array in arrays.items()}
+        work = Buffer(np.dtype(np.uint8), (max(bytes_ for *_, bytes_ in jobs),))
+        offsets, total = place(buffers | {"workspace": work})
+        host, memory = device.allocate_host(offsets["workspace"]), device.allocate(total)
+        weakref.finalize(self, device.release, host, memory)
+        for name, array in arrays.items():
+            host.array[offsets[name] : offsets[name] + array.nbytes] = array.reshape(-1).view(np.uint8)
+        device.upload(host.array, memory.address)
+        at = {name: memory.address + offset for name, offset in offsets.items()}
+
+        def filter_of(index: int, direction: str, filter_: Filter) -> ResizeFilter:
+            pointers = (at[f"{index}.{direction}.{part}"] for part in ("first", "count", "weights"))
+            return ResizeFilter(*pointers, filter_.weights.shape[1])
+
+        self.params = [
+            ResizeParams(
+                width=frame.width,
+                height=frame.height,
+                columns=columns,
+                rows=rows,
+                tileSize=size,
+                acrossFirst=first,
+                across=filter_of(index, "across", filters["across"]),
+                down=filter_of(index, "down", filters["down"]),
+                levels=at["levels"],
+                elementSize=tile.dtype.itemsize,
+                workspace=at["workspace"],
+                workspaceSize=work.nbytes,
+            )
+            for index, (columns, rows, first, filters, _) in enumerate(jobs)
+        ]

@@ -1,0 +1,184 @@
+"""What a TensorRT plan says of itself, and how it is called: profiles, chunks, buffers.
+
+Nothing here needs TensorRT or a GPU. ``PlanInfo`` is plain data, made from an engine on a device and from a network and
+its profiles in tests; ``runtime.backends.tensorrt.check`` makes layouts of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from runtime.backends import graph
+from runtime.bundle.manifest import PRECISIONS
+
+Shape = tuple[int, ...]
+
+ALIGNMENT = 256
+"""Tensors begin at multiples of this many bytes, as TensorRT wants of its own memory."""
+
+TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+"""The bundle's number formats by TensorRT's names."""
+
+NUMPY_TYPES: dict[str, np.dtype[Any]] = {
+    **{TYPES[precision]: dtype for precision, dtype in PRECISIONS.items()},
+    "INT64": np.dtype("<i8"),
+    "BOOL": np.dtype(np.bool_),
+}
+"""How numpy holds TensorRT's number formats."""
+
+
+@dataclass(frozen=True)
+class ShapeRange:
+    """Least, tuned and greatest shape of an input in one profile."""
+
+    minimum: Shape
+    optimum: Shape
+    maximum: Shape
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One input or output of a plan.
+
+    Attributes:
+        name: in the graph.
+        is_input: rather than output.
+        type: TensorRT's name of its number format, as ``BF16``.
+        shape: sizes; -1 where profiles decide.
+        ranges: of an input, in each profile.
+        alias: of an output, the input that it must share memory with, if any.
+        on_host: TensorRT wants it in host memory.
+    """
+
+    name: str
+    is_input: bool
+    type: str
+    shape: Shape
+    ranges: tuple[ShapeRange, ...] = ()
+    alias: str | None = None
+    on_host: bool = False
+
+
+@dataclass(frozen=True)
+class PlanInfo:
+    """A plan: its tensors, and how many bytes activations take at most."""
+
+    tensors: tuple[TensorInfo, ...]
+    scratch: int
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Memory for one tensor, as numpy holds it."""
+
+    dtype: np.dtype[Any]
+    shape: Shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Profile:
+    """An optimization profile, by how many rows (tokens, or tiles) it takes at once."""
+
+    index: int
+    minimum: int
+    maximum: int
+
+
+@dataclass(frozen=True)
+class DecoderLayout:
+    """How a decoder plan is called, with one sequence in a call.
+
+    Attributes:
+        capacity: tokens that the caches hold.
+        profiles: fewest tokens first.
+        hidden: [1, tokens, hidden] is the shape of ``inputs_embeds``.
+        embeds: number format of ``inputs_embeds``.
+        cache: memory of one cache, [1, kv_heads, capacity, head_dim].
+        caches: input and output of each cache.
+        updates: the outputs are a call's own keys and values, [1, kv_heads, tokens, head_dim], and the caller writes
+            them into the caches. Otherwise an output is the whole cache and shares the input's memory.
+        logits: [1, vocab] in float32.
+    """
+
+    capacity: int
+    profiles: tuple[Profile, ...]
+    hidden: int
+    embeds: np.dtype[Any]
+    cache: Buffer
+    caches: tuple[tuple[str, str], ...]
+    updates: bool
+    logits: Buffer
+
+    @property
+    def chunk(self) -> int:
+        """Tokens that a call takes at most."""
+        return self.profiles[-1].maximum
+
+    def profile(self, tokens: int) -> Profile:
+        """The profile for a call with so many tokens, 1 to ``chunk``: the one tuned for the fewest that will do."""
+        return _profile(self.profiles, tokens)
+
+    def inputs(self, tokens: int) -> dict[str, Buffer]:
+        """All inputs but the caches. The embeddings are the last, so that a shorter call leaves out the end."""
+        return {
+            graph.WRITE_INDICES: Buffer(NUMPY_TYPES["INT64"], (1,)),
+            graph.POSITION_IDS: Buffer(NUMPY_TYPES["INT64"], (1, tokens)),
+            graph.VISUAL_MASK: Buffer(NUMPY_TYPES["BOOL"], (1, tokens)),
+            graph.INPUTS_EMBEDS: Buffer(self.embeds, (1, tokens, self.hidden)),
+        }
+
+    def update(self, tokens: int) -> Buffer:
+        """What a call gives for each cache, where it gives updates."""
+        _, heads, _, head_dim = self.cache.shape
+        return Buffer(self.cache.dtype, (1, heads, tokens, head_dim))
+
+    def shapes(self, tokens: int) -> dict[str, Shape]:
+        """Shapes of all inputs of a call with so many tokens."""
+        shapes = {name: buffer.shape for name, buffer in self.inputs(tokens).items()}
+        return shapes | {past: self.cache.shape for past, _ in self.caches}
+
+
+@dataclass(frozen=True)
+class VisionLayout:
+    """How a vision plan is called: tiles in, visual tokens out.
+
+    Attributes:
+        profiles: fewest tiles first.
+        tile: one tile's pixels, [3, size, size].
+        tokens: one tile's visual tokens, [tokens_per_tile, hidden].
+    """
+
+    profiles: tuple[Profile, ...]
+    tile: Buffer
+    tokens: Buffer
+
+    @property
+    def chunk(self) -> int:
+        """Tiles that a call takes at most."""
+        return self.profiles[-1].maximum
+
+    def profile(self, tiles: int) -> Profile:
+        """The profile for a call with so many tiles, 1 to ``chunk``."""
+        return _profile(self.profiles, tiles)
+
+
+def place(buffers: dict[str, Buffer]) -> tuple[dict[str, int], int]:
+    """Where each tensor begins in one block of memory, and the size of the block, in bytes."""
+    offsets, size = {}, 0
+    for name, buffer in buffers.items():
+        offsets[name] = size
+        size += -(-buffer.nbytes // ALIGNMENT) * ALIGNMENT
+    return offsets, size
+
+
+def _profile(profiles: tuple[Profile, ...], rows: int) -> Profile:
+    return next(profile for profile in profiles if profile.minimum <= rows <= profile.maximum)

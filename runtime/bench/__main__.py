@@ -1,0 +1,247 @@
+"""``python -m runtime.bench``: how fast a bundle answers here, and what memory it takes; alone or beside others."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from runtime.backends import DEFAULT
+from runtime.bench.machine import cached_part, drop_cached, machine_facts, matmul_speed, read_bandwidth
+from runtime.bench.record import Record, Workload
+from runtime.bench.table import case_table, context_table, decode_rates, header
+from runtime.bundle.manifest import Bundle
+from runtime.console.run import run
+from runtime.console.terminal import Terminal
+from runtime.errors import MonoedgeError, OptionError
+from runtime.model import BUNDLE_VARIABLE
+
+_DESCRIPTION = """\
+Measures a bundle: time to load, time to first token, prefill and decode in tokens a second, memory. Each prompt is
+measured in processes of its own, so that its memory is its own; contenders take turns, so that a machine that grows
+slower does so for all of them. Prints tables in Markdown, medians with the smallest and largest value.
+
+examples:
+  python -m runtime.bench --bundle bundle/                                   # a picture of one tile and a question
+  python -m runtime.bench --bundle bundle/ --tiles 0 1 7                     # text alone, one tile, seven
+  python -m runtime.bench --bundle bundle/ --tiles --context 300 4000        # text of 300 tokens, and of 4000
+  python -m runtime.bench --bundle bundle/ --cold --warmup 0 --repeats 1     # nothing in the page cache
+  python -m runtime.bench --bundle bundle/ --compare bundle-int8/ --json run.json
+  python -m runtime.bench --bundle bundle/ --compare "python benchmarks/eager.py --ckpt CKPT --dtype bf16"
+
+A contender is a bundle's folder, or in quotes any command that takes --text-tokens, --tiles, --new-tokens, --warmup,
+--repeats and --threads, and prints a record as python -m runtime.bench.bundle does; that one takes --backend, to set
+backends beside each other. benchmarks/eager.py is PyTorch, benchmarks/llama.py llama.cpp.
+
+Prompts are random tokens of exactly the length asked for, and the stop token is ignored. Time to first token counts
+from a picture in memory and ready tokens. Run it on an idle machine: the header says how idle it was, and whether it
+read memory as fast after as before."""
+
+
+def main() -> None:
+    """Reads the command line, measures, and prints the tables."""
+    parser = _parser()
+    arguments = parser.parse_args()
+    if not arguments.bundle:
+        raise OptionError(f"expected --bundle DIR, or the environment variable {BUNDLE_VARIABLE}")
+    if arguments.json is not None and not arguments.json.parent.is_dir():
+        raise OptionError(f"--json: {arguments.json.parent} is not a folder: make it, or choose another")
+    if arguments.rounds < 1:
+        raise OptionError(f"--rounds: expected at least 1, got {arguments.rounds}")
+    cases = _cases(arguments)
+    contenders = [_Contender(text, arguments.backend) for text in (arguments.bundle, *arguments.compare)]
+
+    terminal = Terminal()
+    results: dict[str, Any] = {
+        "date": date.today().isoformat(),
+        "machine": machine_facts(),
+        "workload": _facts(arguments),
+        "speed_before": _speed(),
+        "contenders": [_empty(contender, cases) for contender in contenders],
+    }
+    _measure(results, contenders, cases, arguments, terminal)
+    results["speed_after"] = _speed()
+    tables = [header(results), *(case_table(results, index) for index in range(len(cases))), context_table(results)]
+    terminal.write("\n\n".join(table for table in tables if table is not None) + "\n")
+    if arguments.json is not None:
+        _write(arguments.json, json.dumps(results, indent=1, ensure_ascii=False, default=asdict) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime.bench",
+        usage="%(prog)s --bundle DIR [--compare CONTENDER...] [options]",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--bundle",
+        default=os.environ.get(BUNDLE_VARIABLE),
+        metavar="DIR",
+        help=f"what to measure (default: the environment variable {BUNDLE_VARIABLE})",
+    )
+    parser.add_argument(
+        "--compare", nargs="+", action="extend", default=[], metavar="CONTENDER", help="bundles or commands beside it"
+    )
+    parser.add_argument("--backend", metavar="NAME", help=f"what computes the bundles (default {DEFAULT})")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads to compute with (the contender's choice)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every single measurement too")
+
+    group = parser.add_argument_group("prompts")
+    group.add_argument("--text-tokens", type=int, default=54, metavar="N", help="text around the picture (default 54)")
+    group.add_argument(
+        "--tiles", type=int, nargs="*", default=[1], metavar="N", help="tiles of the picture, 0 for none (default 1)"
+    )
+    group.add_argument(
+        "--context", type=int, nargs="+", default=[], metavar="N", help="prompts of N text tokens and no picture too"
+    )
+    group.add_argument("--new-tokens", type=int, default=32, metavar="N", help="tokens to generate (default 32)")
+
+    group = parser.add_argument_group("repetition")
+    group.add_argument("--rounds", type=int, default=3, metavar="N", help="processes for each prompt (default 3)")
+    group.add_argument("--warmup", type=int, default=1, metavar="N", help="answers first, not counted (default 1)")
+    group.add_argument("--repeats", type=int, default=3, metavar="N", help="answers that count (default 3)")
+    group.add_argument("--cold", action="store_true", help="drop bundles from the page cache before each process")
+    return parser
+
+
+def _cases(arguments: argparse.Namespace) -> list[Workload]:
+    base = Workload(
+        arguments.text_tokens, 0, arguments.new_tokens, arguments.warmup, arguments.repeats, arguments.threads
+    )
+    cases = [replace(base, tiles=tiles) for tiles in arguments.tiles]
+    cases += [replace(base, text_tokens=tokens) for tokens in arguments.context]
+    if not cases:
+        raise OptionError("nothing to measure: give --tiles or --context a number")
+    return list(dict.fromkeys(cases))
+
+
+def _facts(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = ("text_tokens", "tiles", "context", "new_tokens", "rounds", "warmup", "repeats", "threads", "cold")
+    return {name: getattr(arguments, name) for name in names}
+
+
+def _speed() -> dict[str, float]:
+    return {"bytes_per_second": read_bandwidth(), "flops": matmul_speed()}
+
+
+class _Contender:
+    """One of those compared: a bundle, or a command that prints records.
+
+    Raises:
+        BundleError: a folder that is no bundle.
+        OptionError: neither a folder nor a command.
+    """
+
+    def __init__(self, text: str, backend: str | None) -> None:
+        self.text = text
+        self.folder = Path(text).expanduser() if " " not in text or Path(text).expanduser().is_dir() else None
+        if self.folder is not None:
+            Bundle(self.folder)  # what no process could open is told now
+            self.command = [sys.executable, "-m", "runtime.bench.bundle", "--bundle", str(self.folder)]
+            self.command += ["--backend", backend] if backend else []
+            return
+        try:
+            self.command = shlex.split(text)
+        except ValueError as error:
+            raise OptionError(f"--compare: {text!r} is no command ({error})") from None
+        if shutil.which(self.command[0]) is None:
+            raise OptionError(f"--compare: {text!r}: no program {self.command[0]!r} is here, nor is it a bundle")
+
+    def measure(self, what: Workload) -> Record:
+        """Runs a process and reads its record."""
+        command = [*self.command, *what.arguments()]
+        with subprocess.Popen(  # noqa: S603 - as asked for
+            command, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+        ) as process:
+            assert process.stdout is not None  # noqa: S101 - it is a pipe
+            try:
+                output = process.stdout.read()
+            except BaseException:  # leaving the block would wait for its end
+                process.terminate()
+                raise
+        if process.returncode:
+            raise MonoedgeError(
+                f"{self.text} stopped with exit code {process.returncode}; what it said stands above: "
+                f"{shlex.join(command)}"
+            )
+        lines = output.splitlines()
+        return Record.from_json(lines[-1] if lines else "")
+
+
+def _empty(contender: _Contender, cases: list[Workload]) -> dict[str, Any]:
+    return {
+        "command": contender.command,
+        "cases": [
+            {"title": "", "workload": asdict(case), "cached_before": [], "bytes_per_second": [], "records": []}
+            for case in cases
+        ],
+    }
+
+
+def _measure(
+    results: dict[str, Any],
+    contenders: list[_Contender],
+    cases: list[Workload],
+    arguments: argparse.Namespace,
+    terminal: Terminal,
+) -> None:
+    """Fills in the records, round by round."""
+    total, done, began = arguments.rounds * len(cases) * len(contenders), 0, time.monotonic()
+    # Beside each process: a virtual machine may read twice as fast in one minute as in the next.
+    before = results["speed_before"]["bytes_per_second"]
+    for _ in range(arguments.rounds):
+        for index, case in enumerate(cases):
+            for contender, result in zip(contenders, results["contenders"], strict=True):
+                if contender.folder is not None:
+                    if arguments.cold:
+                        drop_cached(contender.folder)
+                    result["cases"][index]["cached_before"].append(cached_part(contender.folder))
+                record = contender.measure(case)
+                after = read_bandwidth()
+                result["cases"][index]["records"].append(record)
+                result["cases"][index]["bytes_per_second"].append([before, after])
+                before = after
+                result["cases"][index]["title"] = _title(case, record)
+                done += 1
+                left = (time.monotonic() - began) / done * (total - done)
+                terminal.say(
+                    f"[{done:{len(str(total))}}/{total}] {contender.text}, {_title(case, record)}: first token "
+                    f"{min(record.first_token):.2f} s, then {max(decode_rates(record)):.1f} tokens/s; "
+                    f"about {left:.0f} s left"
+                )
+
+
+def _title(case: Workload, record: Record) -> str:
+    if not case.tiles:
+        return f"{case.text_tokens} text tokens"
+    tiles = f"{case.tiles} tile{'s' * (case.tiles > 1)}"
+    return f"{case.text_tokens} text tokens and {tiles}, {record.prompt_tokens} tokens together"
+
+
+def _write(file: Path, text: str) -> None:
+    partial = None
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as stream:
+            partial = Path(stream.name)
+            stream.write(text)
+        partial.replace(file)
+    except OSError as error:
+        raise MonoedgeError(f"--json: {file} cannot be written: {error.strerror}") from None
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    run(main)

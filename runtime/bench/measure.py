@@ -1,0 +1,174 @@
+"""What a benchmark measures of one model in one process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.backends import Array, Backend, Context
+from runtime.bench.machine import MemoryWatch, software_facts
+from runtime.bench.record import Record, Workload
+from runtime.conversation import ConversationImage, Prompt
+from runtime.errors import OptionError, PromptError
+from runtime.generation import Embed, Sequence
+from runtime.images.preprocess import ImageProcessor
+from runtime.sampling import Sampler, SamplingOptions
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready to answer.
+
+    Attributes:
+        backend: what computes.
+        embed: token ids [n] → what the backend takes for them, [n, …].
+        vocab_size: ids that the prompt is drawn from.
+        image_id: the id that stands for a visual token.
+        image_processor: how pictures are cut; None for a model without pictures.
+        facts: what it is, for people: ``name``, ``precision``, ``computes``.
+        weight_bytes: says how many bytes of weights one decoded text token reads; called after all measurements.
+    """
+
+    backend: Backend
+    embed: Embed
+    vocab_size: int
+    image_id: int
+    image_processor: ImageProcessor | None
+    facts: dict[str, str]
+    weight_bytes: Callable[[], int]
+
+
+def measure(what: Workload, load: Callable[[], Loaded]) -> Record:
+    """Loads a model and lets it answer.
+
+    Raises:
+        MonoedgeError: what loading raises; or the workload does not fit the model.
+    """
+    memory = MemoryWatch()
+    started = time.perf_counter()
+    loaded = load()
+    load_seconds = time.perf_counter() - started
+    memory.sample()
+    questions = _Questions(what, loaded)
+    answers = []
+    for _ in range(what.warmup + what.repeats):
+        answers.append(_answer(questions, what.new_tokens, memory))
+        memory.sample()
+    memory.sample_gpu()
+    counted = answers[what.warmup :]
+    return Record(
+        contender=loaded.facts,
+        software=software_facts(),
+        prompt_tokens=questions.visual_tokens + what.text_tokens,
+        visual_tokens=questions.visual_tokens,
+        load=load_seconds,
+        cold_first_token=answers[0].first_token,
+        image=[answer.image for answer in counted],
+        first_token=[answer.first_token for answer in counted],
+        steps=[answer.steps for answer in counted],
+        memory=memory.most,
+        weight_bytes=loaded.weight_bytes(),
+    )
+
+
+class _Questions:
+    """Prompts of exactly the workload's size, of random text tokens around the picture's."""
+
+    def __init__(self, what: Workload, loaded: Loaded) -> None:
+        random = np.random.default_rng(0)
+        self.loaded = loaded
+        processor, self._grid = loaded.image_processor, 0
+        self.visual_tokens = 0
+        if what.tiles:
+            if processor is None:
+                raise OptionError("--tiles: this model sees no pictures: ask with --tiles 0")
+            self._grid = _grid(processor, what.tiles)
+            self.visual_tokens = what.tiles * processor.tokens_per_tile
+            shape = (processor.image_size, processor.image_size * self._grid, 3)
+            self._picture = random.integers(0, 256, shape, dtype=np.uint8)
+        total = self.visual_tokens + what.text_tokens
+        if total + what.new_tokens > loaded.backend.max_length:
+            raise PromptError(
+                f"the prompt has {total} tokens and {what.new_tokens} are to follow, together "
+                f"{total + what.new_tokens}, but {loaded.backend.length_limit}: measure less"
+            )
+        self._ids = random.integers(0, loaded.vocab_size, total)
+        self._ids[self._ids == loaded.image_id] = 0
+        # A system message and the question stand around a picture.
+        first = what.text_tokens // 2
+        self._visual_mask = np.zeros(total, np.bool_)
+        self._visual_mask[first : first + self.visual_tokens] = True
+        self._ids[self._visual_mask] = loaded.image_id
+
+    def prompt(self) -> Prompt:
+        """The prompt, its picture cut anew."""
+        images = []
+        if self._grid:
+            assert self.loaded.image_processor is not None  # noqa: S101 - checked with the tiles
+            images = [ConversationImage(self.loaded.image_processor(self._picture, self._grid), 0)]
+        return Prompt(self._ids, self._visual_mask, self._ids, tuple(images))
+
+
+def _grid(processor: ImageProcessor, tiles: int) -> int:
+    """Columns of a one-row grid that, with its thumbnail, is so many tiles."""
+
+    def count(columns: int) -> int:
+        return processor.tiles(columns * processor.image_size, processor.image_size, columns)
+
+    grids = range(processor.min_tiles, processor.max_tiles + 1) if processor.dynamic_image_size else (1,)
+    possible = {count(columns): columns for columns in grids}
+    if tiles not in possible:
+        raise OptionError(
+            f"--tiles: no picture is cut into {tiles} tiles, the thumbnail counted; expected one of 0, "
+            f"{', '.join(map(str, possible))}"
+        )
+    return possible[tiles]
+
+
+@dataclass
+class _Answer:
+    image: float
+    first_token: float
+    steps: list[float]
+
+
+def _answer(questions: _Questions, new_tokens: int, memory: MemoryWatch) -> _Answer:
+    backend = _TimedImages(questions.loaded.backend)
+    sampler = Sampler(SamplingOptions())
+    started = time.perf_counter()
+    prompt = questions.prompt()
+    cut = time.perf_counter() - started
+    sequence = Sequence(backend, questions.loaded.embed)
+    logits = sequence.prefill(prompt, lambda: False)
+    assert logits is not None  # noqa: S101 - only when cancelled
+    ids = [sampler.next(logits, [])]
+    first_token = time.perf_counter() - started
+    memory.sample()
+    steps = []
+    for _ in range(new_tokens - 1):
+        started = time.perf_counter()
+        ids.append(sampler.next(sequence.step(ids[-1]), ids))
+        steps.append(time.perf_counter() - started)
+    return _Answer(cut + backend.seconds, first_token, steps)
+
+
+class _TimedImages:
+    """A backend that keeps the time of its images."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend, self.seconds = backend, 0.0
+        self.description, self.length_limit = backend.description, backend.length_limit
+        self.chunk, self.max_length = backend.chunk, backend.max_length
+
+    def encode_image(self, pixel_values: npt.NDArray[np.float32]) -> Array:
+        started = time.perf_counter()
+        result = self._backend.encode_image(pixel_values)
+        self.seconds += time.perf_counter() - started
+        return result
+
+    def new_context(self) -> Context:
+        return self._backend.new_context()

@@ -1,0 +1,153 @@
+"""``python -m runtime.chat``: questions about images, answered in a terminal or a pipe."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from runtime.backends import DEFAULT, NAMES
+from runtime.bundle.manifest import Bundle
+from runtime.chat.interactive import Chat, stats_line
+from runtime.console.run import run
+from runtime.console.terminal import Terminal
+from runtime.errors import OptionError
+from runtime.images.preprocess import load_image
+from runtime.model import BUNDLE_VARIABLE, Model, load
+from runtime.options import DEFAULT_MAX_NEW_TOKENS, AnswerOptions
+
+_DESCRIPTION = """\
+Answers a question about images, or holds a conversation about them.
+
+With a question, on the command line or piped to stdin, the answer is written to stdout as it is generated,
+and nothing else is. Without one, in a terminal, a conversation begins; /help in it lists its commands.
+
+examples:
+  python -m runtime.chat --bundle bundle/ --image photo.jpg "What is on the table?"
+  python -m runtime.chat --bundle bundle/ --image a.jpg --image b.jpg "What differs?"
+  python -m runtime.chat --bundle bundle/ --image a.jpg --image b.jpg "Is <image> older than <image>?"
+  echo "What is it?" | python -m runtime.chat --bundle bundle/ --image photo.jpg > answer.txt
+  python -m runtime.chat --bundle bundle/ --image photo.jpg       # a conversation
+
+exit codes: 0; 2 for an error, told in one line; 130 when interrupted with Ctrl-C."""
+
+_SAMPLING = ("temperature", "top_k", "top_p", "seed")
+
+
+def main() -> None:
+    """Reads the command line and answers."""
+    terminal = Terminal()
+    parser = _parser()
+    arguments = parser.parse_args()
+    options = _options(arguments)
+
+    # What can be wrong is checked before the model is loaded, which may take a while.
+    AnswerOptions().changed(options)
+    question: str | None = arguments.question
+    if question is None and not terminal.interactive:
+        question = terminal.read_all().strip()
+    if question is not None and not question.strip():
+        raise OptionError('expected a question, got none: give one in quotes, "What is it?", or on stdin')
+    images = [load_image(path) for path in arguments.image]
+
+    model = _load(arguments, terminal)
+    if arguments.max_tiles is not None:
+        model.image_processor.tiles(1, 1, arguments.max_tiles)  # refuses what no image could be cut into
+    if arguments.system is not None:
+        options["system"] = arguments.system
+    if question is None:
+        Chat(model, terminal, list(zip(arguments.image, images, strict=True)), arguments.stats, options).run()
+        return
+    answer = model.session(images, question, **options).answer
+    terminal.stream(answer)
+    if arguments.stats:
+        terminal.say(stats_line(answer))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime.chat",
+        usage='%(prog)s --bundle DIR [--image PATH]... [options] ["question"]',
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("question", nargs="?", help="<image> in it stands for an image; otherwise they come first")
+    parser.add_argument(
+        "--bundle",
+        default=os.environ.get(BUNDLE_VARIABLE),
+        metavar="DIR",
+        help=f"the folder that export.onnx made (default: the environment variable {BUNDLE_VARIABLE})",
+    )
+    parser.add_argument(
+        "--image", action="append", default=[], metavar="PATH", help="for the first question; may be repeated"
+    )
+    parser.add_argument("--system", metavar="TEXT", help="a system message instead of the model's own")
+    parser.add_argument("--stats", action="store_true", help="after an answer, say on stderr what it took")
+
+    group = parser.add_argument_group("the answer")
+    group.add_argument(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help=f"tokens that it may have (default {DEFAULT_MAX_NEW_TOKENS}, or what there is room for)",
+    )
+    group.add_argument(
+        "--max-tiles",
+        type=int,
+        metavar="N",
+        help="most tiles that an image is cut into: fewer are faster and see less detail (default: the model's own)",
+    )
+    group.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end the answer before TEXT; may be repeated"
+    )
+    group.add_argument(
+        "--repetition-penalty", type=float, metavar="X", help="above 1, repeat less; 1.1 is strong already (default 1)"
+    )
+    group.add_argument(
+        "--sample", action="store_true", help="draw tokens at random instead of taking the most probable"
+    )
+    group.add_argument(
+        "--temperature", type=float, metavar="X", help="with --sample: above 1 wilder, below tamer (default 1)"
+    )
+    group.add_argument(
+        "--top-k", type=int, metavar="N", help="with --sample: among the N most probable (default 50; 0 for all)"
+    )
+    group.add_argument(
+        "--top-p", type=float, metavar="X", help="with --sample: among the most probable X, 0 … 1 (default 1)"
+    )
+    group.add_argument("--seed", type=int, metavar="N", help="with --sample: the same draws each time")
+
+    group = parser.add_argument_group("the machine")
+    group.add_argument(
+        "--backend", metavar="NAME", help=f"what computes: {', '.join(NAMES)} (default {DEFAULT}, on the CPU)"
+    )
+    group.add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads to compute with (default: the backend's choice)"
+    )
+    group.add_argument("--verify", action="store_true", help="check the SHA-256 of every file of the bundle first")
+    return parser
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of ``Session`` that were given."""
+    given = {name: value for name in _SAMPLING if (value := getattr(arguments, name)) is not None}
+    if given and not arguments.sample:
+        raise OptionError(f"--{next(iter(given)).replace('_', '-')} does nothing without --sample: add it")
+    options: dict[str, Any] = {"do_sample": arguments.sample, "stop": arguments.stop, **given}
+    for name in ("max_new_tokens", "max_tiles", "repetition_penalty"):
+        if getattr(arguments, name) is not None:
+            options[name] = getattr(arguments, name)
+    return options
+
+
+def _load(arguments: argparse.Namespace, terminal: Terminal) -> Model:
+    choices = {"backend": arguments.backend, "threads": arguments.threads}
+    if not (arguments.verify and arguments.bundle):
+        return load(arguments.bundle, **choices)
+    total = sum(record.size for record in Bundle(arguments.bundle).manifest.files.values())
+    with terminal.progress("checking the bundle", total) as progress:
+        return load(arguments.bundle, verify=True, progress=progress, **choices)
+
+
+if __name__ == "__main__":
+    run(main)

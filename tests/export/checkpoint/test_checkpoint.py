@@ -1,0 +1,243 @@
+"""Checkpoints that cannot be exported are refused in one line that names the cause, before any work."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from export.checkpoint.config import read_config
+from export.checkpoint.reader import Checkpoint, locate
+from export.checkpoint.tensors import all_sources, decoder_parameters, vision_parameters
+from runtime.errors import MonoedgeError
+
+GOLDEN = Path(__file__).resolve().parents[2] / "data/golden"
+FEED_FORWARD = "language_model.model.layers.1.feed_forward.w1.weight"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(GOLDEN / "tiny-v15/checkpoint", folder)
+    return folder
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    """Sets dotted keys of config.json; None removes one."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        section = config
+        for name in path:
+            section = section[name]
+        section.pop(last, None)
+        if value is not None:
+            section[last] = value
+    file.write_text(json.dumps(config))
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def shard(folder: Path, count: int = 3) -> list[Path]:
+    """The same checkpoint in several files with an index, as the released ones are."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    files, weight_map = [], {}
+    for number in range(count):
+        name = f"model-{number + 1:05}-of-{count:05}.safetensors"
+        part = dict(list(tensors.items())[number::count])
+        save_file(part, folder / name)
+        weight_map |= dict.fromkeys(part, name)
+        files.append(folder / name)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return files
+
+
+def refused(folder: Path, *words: str) -> None:
+    with pytest.raises(MonoedgeError) as caught:
+        Checkpoint(locate(str(folder)))
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_map_covers_the_official_tensors_exactly() -> None:
+    for version in ("tiny-v1", "tiny-v15"):
+        official = {name: tuple(shape) for name, shape in json.loads((GOLDEN / version / "tensors.json").read_text())}
+        config = read_config(GOLDEN / version / "checkpoint")
+        assert {source.name: source.shape for source in all_sources(config)} == official
+
+
+@pytest.mark.parametrize("version", ["tiny-v1", "tiny-v15"])
+def test_parameters_are_the_tensors_rearranged(version: str) -> None:
+    """Every parameter against its definition on whole tensors."""
+    checkpoint = Checkpoint(GOLDEN / version / "checkpoint")
+    config, tensors = checkpoint.config, load_file(GOLDEN / version / "checkpoint/model.safetensors")
+    groups = config.num_attention_heads // config.num_key_value_heads
+    for parameter in vision_parameters(config) + decoder_parameters(config):
+        got = torch.cat([block.flatten() for block in checkpoint.blocks(parameter, torch.float32)])
+        sources = [tensors[source.name] for source in parameter.sources]
+        if parameter.layout == "qkv":
+            heads = sources[0].view(config.num_key_value_heads, groups + 2, config.head_dim, config.hidden_size)
+            expected = torch.cat(
+                [heads[:, :groups].flatten(), heads[:, groups].flatten(), heads[:, groups + 1].flatten()]
+            )
+        elif parameter.layout == "without_class_row":
+            expected = sources[0][0, 1:]
+        else:
+            expected = torch.cat(sources)
+        assert torch.equal(got, expected.flatten()), parameter.name
+
+
+def test_shards_are_read_as_one_file(checkpoint: Path) -> None:
+    whole = Checkpoint(checkpoint)
+    parameters = decoder_parameters(whole.config)
+    expected = [torch.cat([block.flatten() for block in whole.blocks(item, torch.float32)]) for item in parameters]
+    shard(checkpoint)
+    parts = Checkpoint(checkpoint)
+    for item, values in zip(parameters, expected, strict=True):
+        assert torch.equal(torch.cat([block.flatten() for block in parts.blocks(item, torch.float32)]), values)
+
+
+def test_no_such_folder() -> None:
+    with pytest.raises(MonoedgeError, match=r"no such folder, and not a hub id like"):
+        locate("/nowhere/at all")
+
+
+def test_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(MonoedgeError, match="could not be downloaded") as caught:
+        locate("nobody/no-such-model")
+    assert "\n" not in str(caught.value)
+
+
+def test_file_instead_of_folder(checkpoint: Path) -> None:
+    refused(checkpoint / "config.json", "is a file", "folder")
+
+
+def test_folder_without_config(tmp_path: Path) -> None:
+    refused(tmp_path, "config.json is missing")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\ufffe"])
+def test_config_that_is_no_json_object(checkpoint: Path, text: str) -> None:
+    (checkpoint / "config.json").write_text(text, encoding="utf-16")
+    refused(checkpoint, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("model_type", "llama", ['model_type = "llama"', "is not a Mono-InternVL"]),
+        ("llm_config__architectures", ["InternLM2ForCausalLM"], ["llm_config.architectures", "InternLM2VEForCausalLM"]),
+        (
+            "vision_config__architectures",
+            ["InternVisionModel"],
+            ["vision_config.architectures", "InternVisionPatchModel"],
+        ),
+        ("llm_config__hidden_act", "gelu", ['llm_config.hidden_act = "gelu"', "silu"]),
+        ("llm_config__bias", True, ["llm_config.bias = true"]),
+        ("llm_config__tie_word_embeddings", True, ["llm_config.tie_word_embeddings"]),
+        ("llm_config__rope_scaling", {"type": "linear", "factor": 2.0}, ["llm_config.rope_scaling", "linear"]),
+        ("llm_config__num_attention_heads", 3, ["llm_config.num_attention_heads = 3", "128"]),
+        ("llm_config__num_key_value_heads", 3, ["llm_config.num_key_value_heads = 3", "4"]),
+        ("llm_config__hidden_size", "128", ['llm_config.hidden_size should be int, got "128"']),
+        ("llm_config__hidden_size", -1, ["llm_config.hidden_size = -1", "positive"]),
+        ("llm_config__rms_norm_eps", None, ["llm_config.rms_norm_eps is missing"]),
+        ("ps_version", "v1", ['ps_version = "v1"', "v2"]),
+        ("pad2square", True, ["pad2square = true"]),
+        ("downsample_ratio", 0.3, ["downsample_ratio = 0.3"]),
+        ("force_image_size", 224, ["force_image_size = 224", "448"]),
+        ("min_dynamic_patch", 13, ["min_dynamic_patch = 13", "12"]),
+        ("template", "vicuna", ["vicuna", "internlm2-chat"]),
+        ("llm_config__vocab_size", 778, ["778", "777"]),
+        ("llm_config__intermediate_size", 512, ["feed_forward", "(256, 128)", "(512, 128)"]),
+        ("llm_config__num_hidden_layers", 5, ["layers.4", "is missing"]),
+        ("llm_config__num_hidden_layers", 3, ["layers.3", "unexpected"]),
+        ("llm_config__attention_ve", False, ["wo_ve", "unexpected", "1.0"]),
+    ],
+)
+def test_config_values(checkpoint: Path, key: str, value: object, words: list[str]) -> None:
+    edit_config(checkpoint, **{key: value})
+    refused(checkpoint, *words)
+
+
+def test_missing_tensor(checkpoint: Path) -> None:
+    edit_tensors(checkpoint, lambda tensors: tensors.pop(FEED_FORWARD))
+    refused(checkpoint, FEED_FORWARD, "is missing")
+
+
+def test_unexpected_tensor(checkpoint: Path) -> None:
+    edit_tensors(checkpoint, lambda tensors: tensors.update(surprise=torch.zeros(3)))
+    refused(checkpoint, "surprise", "unexpected")
+
+
+def test_wrong_shape(checkpoint: Path) -> None:
+    edit_tensors(checkpoint, lambda tensors: tensors.update({FEED_FORWARD: torch.zeros(256, 64)}))
+    refused(checkpoint, FEED_FORWARD, "(256, 64)", "(256, 128)")
+
+
+def test_wrong_number_format(checkpoint: Path) -> None:
+    edit_tensors(checkpoint, lambda tensors: tensors.update({FEED_FORWARD: torch.zeros(256, 128, dtype=torch.int8)}))
+    refused(checkpoint, FEED_FORWARD, "I8", "BF16")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 1000, -1])
+def test_truncated_file(checkpoint: Path, keep: int) -> None:
+    file = checkpoint / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    refused(checkpoint, "model.safetensors", "truncated or damaged")
+
+
+def test_truncated_shard(checkpoint: Path) -> None:
+    last = shard(checkpoint)[-1]
+    last.write_bytes(last.read_bytes()[:-1])
+    refused(checkpoint, last.name, "truncated or damaged")
+
+
+def test_missing_shard(checkpoint: Path) -> None:
+    last = shard(checkpoint)[-1]
+    last.unlink()
+    refused(checkpoint, last.name, "is missing")
+
+
+def test_index_that_leads_outside(checkpoint: Path) -> None:
+    shard(checkpoint)
+    index = checkpoint / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model-00003", "../model-00003"))
+    refused(checkpoint, "../model-00003", "same folder")
+
+
+def test_only_pickled_weights(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
+    refused(checkpoint, "model.safetensors", "other formats are not read")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_damaged_values_are_found_while_reading(checkpoint: Path, value: float) -> None:
+    edit_tensors(checkpoint, lambda tensors: tensors[FEED_FORWARD][3].fill_(value))
+    opened = Checkpoint(checkpoint)
+    (parameter,) = [item for item in decoder_parameters(opened.config) if item.sources[0].name == FEED_FORWARD]
+    with pytest.raises(MonoedgeError, match=r"layers\.1\.feed_forward\.text_gate_up holds NaN or infinite"):
+        list(opened.blocks(parameter, torch.float32))
+
+
+def test_float16_range_is_checked(checkpoint: Path) -> None:
+    edit_tensors(checkpoint, lambda tensors: tensors[FEED_FORWARD][3].fill_(1e5))
+    opened = Checkpoint(checkpoint)
+    (parameter,) = [item for item in decoder_parameters(opened.config) if item.sources[0].name == FEED_FORWARD]
+    with pytest.raises(MonoedgeError, match=r"layers\.1\.feed_forward\.text_gate_up holds 100000, .*bf16"):
+        list(opened.blocks(parameter, torch.float16))

@@ -1,0 +1,244 @@
+"""The TensorRT backend but for TensorRT and the GPU: the official answers through it, on engines in host memory."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import runtime
+from export.engines.plan import Options, plans
+from export.engines.target import TARGETS
+from runtime.backends import graph
+from runtime.backends.tensorrt.answering import EngineBackend
+from runtime.backends.tensorrt.check import decoder_layout, vision_layout
+from runtime.bundle.manifest import Bundle
+
+from ...test_golden import CASES, GOLDEN, LOGITS_TOLERANCE, load_case, turn_tensors
+from .host_device import HostDevice, HostEngine
+
+PICTURE = GOLDEN / "images/portrait.png"
+QUESTION = "What is written here?"
+
+
+def no_frames() -> Any:
+    raise AssertionError("no picture here lies in device memory")
+
+
+def open_on_host(
+    bundle: Path,
+    max_length: int = 4096,
+    device: HostDevice | None = None,
+    open_resize: Callable[[], Any] = no_frames,
+) -> runtime.Model:
+    """A bundle on engines of the plans that ``export.engine`` would build."""
+    opened, device = Bundle(bundle), device or HostDevice()
+    manifest = opened.manifest
+    target = TARGETS["trt" if manifest.opset > 20 else "trt10.3"]
+    decoder, vision = plans(opened, Options(target, 89, max_length, 1))
+    engine = HostEngine(device, decoder, str(opened.path(decoder.graph)))
+    eyes = HostEngine(device, vision, str(opened.path(vision.graph)), scratch=5000)
+    backend = EngineBackend(
+        device,
+        (engine, decoder_layout(engine.info, manifest.model, manifest.precision)),
+        lambda: (eyes, vision_layout(eyes.info, manifest.model, manifest.image, manifest.precision)),
+        open_resize,
+        "engines in host memory",
+        f"the engine was built for {max_length} (more take …)",
+    )
+    return runtime.Model(opened, backend)
+
+
+@pytest.fixture(scope="module")
+def model(one_decoder_bundle: Path) -> runtime.Model:
+    return open_on_host(one_decoder_bundle)
+
+
+@pytest.fixture
+def fresh(tiny_v1_bundle: Path) -> runtime.Model:
+    return open_on_host(tiny_v1_bundle)
+
+
+def device_of(model: runtime.Model) -> HostDevice:
+    return model.backend.device
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_answers_as_the_official_code(model: runtime.Model, name: str) -> None:
+    case, tensors = load_case(model.bundle.folder.name, name)
+    images = [GOLDEN / "images" / file for file, _ in case["images"]]
+    max_tiles = case["images"][0][1] if images else None
+    session = model.session(images, case["questions"][0], max_tiles=max_tiles, max_new_tokens=32, return_logits=True)
+    for turn, recorded in enumerate(case["turns"]):
+        if turn:
+            session.ask(case["questions"][turn])
+        expected = turn_tensors(tensors, turn, len(case["turns"]))
+        assert session.text == recorded["response"].strip()
+        assert session.generated_ids == expected["generated_ids"].tolist()
+        np.testing.assert_allclose(session.logits, expected["step_logits"], rtol=0, atol=LOGITS_TOLERANCE)
+
+
+def test_chunks_and_profiles(fresh: runtime.Model) -> None:
+    """Prompts by the prefill profile, as many tokens as it takes at once; tokens by the other, in a graph."""
+    session = fresh.session(PICTURE, QUESTION, max_tiles=12, max_new_tokens=6)
+    assert session.text is not None
+    prompt = session.stats.prompt_tokens
+    assert prompt > 3 * 1024
+    prefill, decode = fresh.backend.engine.executions
+    assert prefill.tokens == [1024, 1024, 1024, prompt - 3 * 1024]
+    assert not prefill.static
+    # The first runs and the second is recorded; five tokens follow that of the prompt.
+    assert decode.tokens == [1, 1]
+    assert decode.static
+    assert (device_of(fresh).captures, device_of(fresh).replays) == (1, 4)
+
+
+def test_one_wait_a_token(fresh: runtime.Model) -> None:
+    session = fresh.session(prompt=QUESTION, max_new_tokens=20)
+    pieces = iter(session)
+    next(pieces)
+    before, tokens = device_of(fresh).waits, len(session.generated_ids)
+    assert session.text
+    assert device_of(fresh).waits - before == len(session.generated_ids) - tokens
+
+
+def test_without_graphs(tiny_v1_bundle: Path, fresh: runtime.Model) -> None:
+    plain = open_on_host(tiny_v1_bundle, device=HostDevice(has_graphs=False))
+    sessions = [model.session(prompt=QUESTION, max_new_tokens=12) for model in (plain, fresh)]
+    assert sessions[0].text == sessions[1].text
+    assert device_of(plain).captures == device_of(plain).replays == 0
+    assert device_of(fresh).replays == 10
+
+
+def test_a_graph_that_cannot_be_recorded_is_told_and_done_without(fresh: runtime.Model, tiny_v1_bundle: Path) -> None:
+    device_of(fresh).capture_fails = True
+    with pytest.warns(UserWarning, match=r"without a CUDA graph, which is slower: .*UNSUPPORTED"):
+        text = fresh.session(prompt=QUESTION, max_new_tokens=12).text
+    # Once, and not tried again.
+    assert fresh.session(prompt=QUESTION, max_new_tokens=12).text == text
+    assert device_of(fresh).captures == 1
+    assert text == open_on_host(tiny_v1_bundle).session(prompt=QUESTION, max_new_tokens=12).text
+
+
+def test_not_recorded_before_tensorrt_allows(fresh: runtime.Model) -> None:
+    session = fresh.session(prompt=QUESTION, max_new_tokens=8)
+    next(iter(session))
+    execution = fresh.backend.engine.executions[-1]
+    execution.capturable = False
+    ran = execution.enqueued
+    assert session.text
+    assert device_of(fresh).captures == 0 or execution.enqueued == ran
+
+
+def test_interleaved_sessions_keep_apart(fresh: runtime.Model) -> None:
+    questions = [QUESTION, "Hello", "Where is it? " * 30]
+    alone = [fresh.session(PICTURE, question, max_tiles=1, max_new_tokens=16).text for question in questions]
+    sessions = [fresh.session(PICTURE, question, max_tiles=1, max_new_tokens=16) for question in questions]
+    streams = [iter(session) for session in sessions]
+    while [piece for stream in streams if (piece := next(stream, None)) is not None]:
+        pass
+    assert [session.text for session in sessions] == alone
+
+
+def test_sessions_in_threads(fresh: runtime.Model) -> None:
+    questions = [f"{QUESTION} {number}" for number in range(6)]
+    alone = [fresh.session(PICTURE, question, max_tiles=1, max_new_tokens=8).text for question in questions]
+    answers: dict[str, str] = {}
+
+    def work(question: str) -> None:
+        answers[question] = fresh.session(PICTURE, question, max_tiles=1, max_new_tokens=8).text
+
+    threads = [threading.Thread(target=work, args=(question,)) for question in questions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [answers[question] for question in questions] == alone
+
+
+def test_a_prompt_is_not_written_over_before_it_is_read(fresh: runtime.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of all sessions go through the same host memory, and another thread may come while one still waits."""
+    backend, mask = fresh.backend, np.zeros(40, np.bool_)
+    prompts = [fresh.embed(np.arange(first, first + 40)) for first in (5, 100)]
+    contexts = [backend.new_context() for _ in range(3)]
+    for context in contexts:
+        context.reserve(40)
+    expected = contexts[2].forward(prompts[0], mask, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(contexts[0]._decode._done, "wait", lambda: None)
+        contexts[0].forward(prompts[0], mask, 0)
+    assert device_of(fresh).queue
+    other = contexts[1].forward(prompts[1], mask, 0)
+    np.testing.assert_array_equal(contexts[0]._decode._logits, expected)
+    assert not np.array_equal(other, expected)
+
+
+def test_memory_is_given_back_with_the_session(fresh: runtime.Model) -> None:
+    device = device_of(fresh)
+    before = set(device.live)
+    session = fresh.session(prompt=QUESTION, max_new_tokens=4)
+    assert session.text is not None
+    facts = fresh.bundle.manifest.model
+    caches = 2 * facts.num_hidden_layers * facts.num_key_value_heads * 4096 * facts.head_dim * 4
+    assert caches <= sum(block.size for block in device.live - before) < 1.2 * caches
+    del session
+    gc.collect()
+    assert device.live == before
+
+
+def test_too_little_memory_says_what_would_help(tiny_v1_bundle: Path) -> None:
+    model = open_on_host(tiny_v1_bundle, device=HostDevice(memory=5_000_000))
+    with pytest.raises(runtime.BackendError, match=r"the caches for 4096 tokens do not fit: \d+ bytes are needed"):
+        _ = model.session(prompt=QUESTION, max_new_tokens=4).text
+    assert model.backend.layout.capacity == 4096
+
+
+def test_the_engine_sets_the_length(tiny_v1_bundle: Path) -> None:
+    model = open_on_host(tiny_v1_bundle, max_length=64)
+    assert (model.max_length, model.backend.chunk) == (64, 64)
+    with pytest.raises(
+        runtime.PromptError, match=r"together 7\d, but the engine was built for 64 \(more take …\): use"
+    ):
+        model.session(prompt=QUESTION, max_new_tokens=40)
+    # Without a number, the answer gets what room there is.
+    session = model.session(prompt=QUESTION)
+    assert session.text is not None
+    assert session.stats.prompt_tokens + session.stats.generated_tokens == 64
+    with pytest.raises(runtime.BackendError, match="65 tokens were asked for, but the engine was built for 64"):
+        model.backend.new_context().reserve(65)
+
+
+def test_memory_is_given_back_with_the_model(tiny_v1_bundle: Path) -> None:
+    device = HostDevice()
+    model = open_on_host(tiny_v1_bundle, device=device)
+    assert model.session(PICTURE, QUESTION, max_tiles=1, max_new_tokens=4).text is not None
+    assert device.live
+    del model
+    gc.collect()
+    assert device.live == set()
+
+
+@pytest.mark.parametrize("tiles", [1, 5, 13, 14, 30])
+def test_any_number_of_tiles(fresh: runtime.Model, tiles: int) -> None:
+    rng = np.random.default_rng(tiles)
+    pixels = rng.standard_normal((tiles, 3, 448, 448), np.float32)
+    visual = runtime.load(fresh.bundle.folder).backend.encode_image(pixels)
+    np.testing.assert_allclose(fresh.backend.encode_image(pixels), visual, rtol=0, atol=1e-5)
+    # More scratch than the decoder's: it got its own.
+    assert {e.scratch.size for e in fresh.backend._vision._executions.values()} == {5000}
+
+
+def test_bfloat16_is_rounded_as_torch_rounds() -> None:
+    import torch
+
+    values = np.random.default_rng(0).standard_normal(100_000).astype(np.float32)
+    values[:4] = [0.0, -0.0, 1.00390625, 1.01171875]  # two ties
+    target = np.empty(values.shape, np.uint16)
+    graph.to_format(values, target)
+    expected = torch.from_numpy(values).bfloat16().view(torch.int16).numpy().view(np.uint16)
+    np.testing.assert_array_equal(target, expected)

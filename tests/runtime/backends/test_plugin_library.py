@@ -1,0 +1,64 @@
+"""Where the plugin library is looked for, and what is said where it is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from runtime.backends import plugin_library as module
+from runtime.backends.plugin_library import LIBRARY, VARIABLE, plugin_library
+from runtime.errors import BackendError
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty checkout's package folder in the place of ours, and no library in the system's folders."""
+    checkout = tmp_path / "checkout"
+    folder = checkout / "plugins_trt"
+    folder.mkdir(parents=True)
+    (checkout / "CMakeLists.txt").touch()
+    monkeypatch.setattr(module, "_CHECKOUT", checkout)
+    monkeypatch.setattr(module, "_SYSTEM", (tmp_path / "lib",))
+    monkeypatch.setattr("sys.prefix", str(tmp_path / "venv"))
+    monkeypatch.delenv(VARIABLE, raising=False)
+    return folder
+
+
+def place(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / LIBRARY).touch()
+    return folder / LIBRARY
+
+
+def test_order(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in (tmp_path / "lib", tmp_path / "venv/lib", package, package.parent / "build"):
+        expected = place(folder)
+        assert plugin_library() == expected
+    named = tmp_path / "mine.so"
+    named.touch()
+    monkeypatch.setenv(VARIABLE, str(named))
+    assert plugin_library() == named
+
+
+def test_build_folder_counts_in_a_checkout_only(package: Path) -> None:
+    place(package.parent / "build")
+    (package.parent / "CMakeLists.txt").unlink()
+    with pytest.raises(BackendError):
+        plugin_library()
+
+
+def test_nowhere(package: Path) -> None:
+    with pytest.raises(BackendError) as error:
+        plugin_library()
+    message = str(error.value)
+    assert f"{LIBRARY} is in none of {package.parent / 'build'}, {package}, " in message
+    assert '"cmake -B build -S . && cmake --build build" in a checkout of monoedge' in message
+    assert "\n" not in message
+
+
+def test_named_but_not_there(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place(package)
+    monkeypatch.setenv(VARIABLE, "elsewhere/x.so")
+    with pytest.raises(BackendError, match=f"^{VARIABLE} is elsewhere/x.so, which is no file: "):
+        plugin_library()

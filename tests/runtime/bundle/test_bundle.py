@@ -1,0 +1,183 @@
+"""A bundle that is incomplete, altered or foreign is refused in one line that says how to mend it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import runtime
+from export.writer import BundleWriter
+from runtime.bundle.manifest import (
+    DECODER_WEIGHTS,
+    FORMAT_VERSION,
+    MANIFEST,
+    REQUIRED_FILES,
+    Bundle,
+    Manifest,
+    Quantization,
+)
+
+QUANTIZED = {"mode": "w8a16", "form": "qdq", "experts": ["text"], "attention": False, "lm_head": True}
+
+
+@pytest.fixture
+def bundle(tiny_v1_bundle: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_v1_bundle, folder)
+    return folder
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    values = json.loads((folder / MANIFEST).read_text())
+    change(values)
+    (folder / MANIFEST).write_text(json.dumps(values))
+
+
+def refused(folder: Path, *words: str, verify: bool = False) -> None:
+    with pytest.raises(runtime.BundleError) as caught:
+        runtime.load(folder, verify=verify)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    refused(tmp_path / "none", "no such bundle", "python -m export.onnx")
+
+
+def test_no_manifest(tmp_path: Path) -> None:
+    refused(tmp_path, "is not a bundle", MANIFEST)
+
+
+def test_no_bundle_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MONOEDGE_BUNDLE", raising=False)
+    with pytest.raises(runtime.BundleError, match="MONOEDGE_BUNDLE"):
+        runtime.load()
+
+
+def test_bundle_from_the_environment(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MONOEDGE_BUNDLE", str(bundle))
+    assert runtime.load().bundle.folder == bundle
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "other"}'])
+def test_manifest_that_is_none(bundle: Path, text: str) -> None:
+    (bundle / MANIFEST).write_text(text)
+    refused(bundle, MANIFEST)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m.update(format_version=FORMAT_VERSION + 1), ["format version 2", "update monoedge"]),
+        (lambda m: m.update(format_version=0), ["format version 0", "export it again"]),
+        (lambda m: m.update(precision="int3"), ["int3", "fp32"]),
+        (lambda m: m["operators"].update(FusedMoE=2), ["version 2 of operator FusedMoE", "knows 1"]),
+        (lambda m: m["operators"].update(Other=1), ["operator Other", "knows none"]),
+        (lambda m: m["model"].pop("hidden_size"), ["hidden_size", "export the bundle again"]),
+        (lambda m: m["model"].update(hidden_size="128"), ["hidden_size should be int"]),
+        (lambda m: m["image"].update(max_tiles=0), ["max_tiles"]),
+        (lambda m: m["files"].pop(DECODER_WEIGHTS), ["does not list decoder.weights"]),
+        (lambda m: m["files"].update({"../secret": {"size": 1, "sha256": ""}}), ["../secret", "outside the bundle"]),
+        (lambda m: m["files"].update({"/etc/passwd": {"size": 1, "sha256": ""}}), ["/etc/passwd", "outside"]),
+        (lambda m: m["files"].update({"new.bin": {"size": 1}}), ["sha256"]),
+        (lambda m: m["model"].update(vocab_size=778), ["777 tokens", "778"]),
+        (lambda m: m.update(quantization=QUANTIZED | {"mode": "w4a4"}), ["'w4a4'", "w8a16, w8a8", "update monoedge"]),
+        (lambda m: m.update(quantization=QUANTIZED | {"form": "gguf"}), ["'gguf'", "qdq and cpu", "update monoedge"]),
+        (lambda m: m.update(quantization=QUANTIZED | {"experts": ["audio"]}), ["audio", "update monoedge"]),
+        (lambda m: m.update(quantization=QUANTIZED | {"lm_head": "yes"}), ["should be true or false"]),
+        (lambda m: m.update(quantization=QUANTIZED | {"kv_cache": 1}), ["should be true or false"]),
+        (
+            lambda m: m.update(quantization=QUANTIZED | {"kv_cache": True}),
+            ["INT8 caches in form qdq", "update monoedge"],
+        ),
+        (lambda m: m.update(quantization=QUANTIZED | {"sparsity": 2}), ["quantization", "sparsity"]),
+        (lambda m: m.update(quantization={"mode": "w8a16"}), ["quantization", "lm_head"]),
+        (lambda m: m.update(quantization=[]), ["quantization", "list"]),
+    ],
+)
+def test_manifest_values(bundle: Path, change: Callable[[dict[str, Any]], object], words: list[str]) -> None:
+    edit(bundle, change)
+    refused(bundle, *words)
+
+
+def test_what_is_quantized_is_read_and_written(bundle: Path) -> None:
+    assert Bundle(bundle).manifest.quantization is None
+    assert "quantization" not in Bundle(bundle).manifest.to_json()
+    edit(bundle, lambda m: m.update(quantization=QUANTIZED))
+    manifest = Bundle(bundle).manifest
+    assert manifest.quantization == Quantization("w8a16", "qdq", ("text",), attention=False, lm_head=True)
+    assert json.loads(manifest.to_json())["quantization"] == QUANTIZED
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_int8_caches_are_said_only_where_they_are(bundle: Path) -> None:
+    """A runtime from before refuses keys that it does not know: bundles without such caches it can read."""
+    values = QUANTIZED | {"form": "cpu", "kv_cache": True}
+    edit(bundle, lambda m: m.update(quantization=values))
+    manifest = Bundle(bundle).manifest
+    assert manifest.quantization == Quantization("w8a16", "cpu", ("text",), False, True, kv_cache=True)
+    assert json.loads(manifest.to_json())["quantization"] == values
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    edit(bundle, lambda m: m.update(quantization=values | {"kv_cache": False}))
+    assert "kv_cache" not in Bundle(bundle).manifest.to_json()
+
+
+@pytest.mark.parametrize("name", REQUIRED_FILES)
+def test_missing_file(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    refused(bundle, name, "is missing")
+
+
+@pytest.mark.parametrize("name", REQUIRED_FILES)
+def test_truncated_file(bundle: Path, name: str) -> None:
+    data = (bundle / name).read_bytes()
+    (bundle / name).write_bytes(data[:-1])
+    refused(bundle, name, f"{len(data) - 1:,}", f"{len(data):,}")
+
+
+@pytest.mark.parametrize("name", REQUIRED_FILES)
+def test_altered_file_is_found_by_full_verification(bundle: Path, name: str) -> None:
+    data = bytearray((bundle / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / name).write_bytes(data)
+    refused(bundle, name, "was altered", verify=True)
+
+
+def test_link_that_leads_outside(bundle: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    shutil.move(bundle / DECODER_WEIGHTS, outside)
+    (bundle / DECODER_WEIGHTS).symlink_to(outside)
+    refused(bundle, "outside the bundle")
+
+
+def test_verification_reports_all_bytes(bundle: Path) -> None:
+    seen: list[int] = []
+    opened = Bundle(bundle, verify=True, progress=seen.append)
+    assert sum(seen) == sum(record.size for record in opened.manifest.files.values())
+
+
+def test_writer_leaves_nothing_when_the_disk_fills(tmp_path: Path) -> None:
+    def fill() -> None:
+        with BundleWriter(tmp_path / "bundle") as writer:
+            writer.write("part", b"x")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(runtime.BundleError, match=r"No space left on device; nothing was kept"):
+        fill()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_backend_and_bad_threads(bundle: Path) -> None:
+    with pytest.raises(runtime.OptionError, match="'magic' is not known, expected one of: onnxruntime"):
+        runtime.load(bundle, backend="magic")
+    with pytest.raises(runtime.OptionError, match="threads"):
+        runtime.load(bundle, threads=0)

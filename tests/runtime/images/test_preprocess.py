@@ -1,0 +1,353 @@
+"""Tiles against the official pixels, and the images that must be refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from runtime.errors import BundleError, ImageError, OptionError
+from runtime.images.preprocess import ImageProcessor, load_image, pixel_digest, pixel_values, tile_grid
+
+GOLDEN = Path(__file__).parents[2] / "data" / "golden"
+IMAGES = GOLDEN / "images"
+CASES = sorted(path for path in GOLDEN.glob("tiny-*/*.json") if path.name != "tensors.json")
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+PROCESSOR = ImageProcessor(
+    image_size=448,
+    tokens_per_tile=256,
+    min_tiles=1,
+    max_tiles=12,
+    use_thumbnail=True,
+    dynamic_image_size=True,
+    mean=MEAN,
+    std=STD,
+)
+
+
+def noise(width: int, height: int, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(5).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def encoded(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+# ---- pixels ----------------------------------------------------------------------------------------------
+
+
+def test_the_golden_cases_were_found():
+    assert len(CASES) >= 14
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_pixels_have_the_official_bits(case):
+    facts = json.loads(case.read_text())
+    values = [PROCESSOR(IMAGES / name, max_tiles) for name, max_tiles in facts["images"]]
+    assert [len(value) for value in values] == facts["num_patches_list"]
+    assert [pixel_digest(value) for value in values] == facts["pixel_values_sha256"]
+
+
+@pytest.mark.parametrize("model", ["tiny-v1", "tiny-v15"])
+def test_whole_official_tensor(model):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    expected = safetensors.load_file(GOLDEN / model / "one_tile.safetensors")["pixel_values"]
+    values = PROCESSOR(IMAGES / "sq448.png")
+    assert values.dtype == np.float32
+    assert values.flags.c_contiguous
+    np.testing.assert_array_equal(values, expected)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [(MEAN, STD), ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))],
+)
+def test_every_byte_is_normalized_as_torchvision_does(mean, std):
+    torch = pytest.importorskip("torch")
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = np.stack([levels, levels.T, levels[::-1]], axis=-1)
+    values = pixel_values(image, image_size=16, max_tiles=1, use_thumbnail=True, mean=mean, std=std)
+
+    channels = torch.from_numpy(image).permute(2, 0, 1).to(torch.float32).div(255)  # ToTensor, then Normalize
+    expected = channels.sub(torch.tensor(mean)[:, None, None]).div(torch.tensor(std)[:, None, None])
+    np.testing.assert_array_equal(values[0], expected.numpy())
+
+
+def test_tiles_go_row_by_row_and_the_thumbnail_is_last():
+    colours = np.array([[250, 0, 0], [0, 240, 0], [0, 0, 230], [9, 99, 199], [200, 100, 0], [7, 7, 7]], np.uint8)
+    image = np.repeat(np.repeat(colours.reshape(2, 3, 3), 8, axis=0), 8, axis=1)  # 2 rows of 3 squares
+    values = pixel_values(image, image_size=8, max_tiles=6, use_thumbnail=True, mean=MEAN, std=STD)
+
+    def normalized(pixels: np.ndarray) -> np.ndarray:
+        return np.moveaxis((pixels / 255.0 - MEAN) / STD, -1, -3)
+
+    assert values.shape == (7, 3, 8, 8)
+    expected = np.broadcast_to(normalized(colours[:, None, None]), (6, 3, 8, 8))
+    np.testing.assert_allclose(values[:6], expected, rtol=0, atol=2e-6)
+    thumbnail = np.asarray(Image.fromarray(image).resize((8, 8), Image.Resampling.BICUBIC))
+    np.testing.assert_allclose(values[6], normalized(thumbnail), rtol=0, atol=2e-6)
+
+
+def test_thumbnail_can_be_left_out():
+    image = noise(24, 16)
+    options = {"image_size": 8, "max_tiles": 6, "mean": MEAN, "std": STD}
+    without = pixel_values(image, use_thumbnail=False, **options)
+    np.testing.assert_array_equal(without, pixel_values(image, use_thumbnail=True, **options)[:-1])
+
+
+@pytest.mark.parametrize("size", [(1, 5000), (5000, 1)])
+def test_extreme_shapes_are_stretched_over_twelve_tiles(size):
+    image = Image.fromarray(noise(*size))
+    values = PROCESSOR(image)
+    grid = (448, 12 * 448) if size[0] == 1 else (12 * 448, 448)
+    first = np.asarray(image.resize(grid, Image.Resampling.BICUBIC))[:448, :448]
+    assert len(values) == 13
+    np.testing.assert_allclose(values[0], np.moveaxis((first / 255 - MEAN) / STD, -1, 0), rtol=0, atol=2e-6)
+
+
+def test_digest_tells_images_apart_and_ignores_memory_order():
+    values = PROCESSOR(noise(30, 30))
+    other = values.copy()
+    other[0, 2, 447, 447] += np.float32(1e-3)
+    assert pixel_digest(values) == pixel_digest(np.asfortranarray(values))
+    assert pixel_digest(values) != pixel_digest(other)
+
+
+# ---- grids -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "max_tiles", "tiles"),
+    [(1600, 700, 12, 11), (1600, 700, 6, 3), (300, 420, 12, 13), (448, 448, 12, 1), (4000, 3000, 12, 13)],
+)
+def test_tile_counts(width, height, max_tiles, tiles):
+    assert PROCESSOR.tiles(width, height, max_tiles) == tiles
+
+
+@given(width=st.integers(1, 6000), height=st.integers(1, 6000), least=st.integers(1, 6), more=st.integers(0, 40))
+@example(width=300, height=150, least=3, more=1)  # halfway between 2×2 and 3×1
+@settings(max_examples=300, deadline=None)
+def test_grid_is_the_one_that_transformers_chooses(width, height, least, more):
+    peer = pytest.importorskip("transformers.models.got_ocr2.image_processing_pil_got_ocr2")
+    expected = peer.get_optimal_tiled_canvas((height, width), (448, 448), least, least + more)
+    grid = tile_grid(width, height, image_size=448, max_tiles=least + more, min_tiles=least)
+    assert grid == expected
+
+
+@given(width=st.integers(1, 90), height=st.integers(1, 90), max_tiles=st.integers(1, 14), thumbnail=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_counted_tiles_are_the_computed_ones(width, height, max_tiles, thumbnail):
+    processor = replace(PROCESSOR, image_size=4, use_thumbnail=thumbnail)
+    values = processor(noise(width, height), max_tiles)
+    assert values.shape == (processor.tiles(width, height, max_tiles), 3, 4, 4)
+    assert len(values) <= max_tiles + thumbnail
+
+
+# ---- images that are read --------------------------------------------------------------------------------
+
+
+def test_every_way_to_give_an_image_gives_the_same_pixels():
+    pixels = noise(20, 30)
+    path = IMAGES / "portrait.png"
+    image = Image.open(path)
+    for given_image in (str(path), path.read_bytes(), image, np.asarray(image)):
+        assert load_image(given_image).tobytes() == load_image(path).tobytes()
+    np.testing.assert_array_equal(np.asarray(load_image(encoded(Image.fromarray(pixels)))), pixels)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"])
+def test_modes_are_converted_as_the_official_code_does(mode):
+    if mode == "I;16":
+        image = Image.fromarray(np.arange(0, 600, 2, dtype=np.uint16).reshape(10, 30))
+    else:
+        image = Image.fromarray(noise(30, 10)).convert(mode)
+    read = load_image(image)
+    assert read.mode == "RGB"
+    assert read.tobytes() == image.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
+def test_files_of_any_mode_are_read(mode, tmp_path):
+    image = Image.fromarray(noise(30, 10)).convert("L" if mode == "I;16" else mode)
+    image = image.convert(mode) if mode == "I;16" else image
+    image.save(tmp_path / "image.png")
+    assert load_image(tmp_path / "image.png").tobytes() == image.convert("RGB").tobytes()
+
+
+def test_palette_with_a_transparent_colour_is_read(tmp_path):
+    image = Image.fromarray(noise(16, 16)).quantize(8)
+    image.save(tmp_path / "image.png", transparency=3)
+    assert load_image(tmp_path / "image.png").tobytes() == image.convert("RGB").tobytes()
+
+
+def test_alpha_is_dropped_and_gray_repeated():
+    pixels = noise(9, 5, 4)
+    np.testing.assert_array_equal(np.asarray(load_image(pixels)), pixels[..., :3])
+    np.testing.assert_array_equal(np.asarray(load_image(pixels[..., 0])), np.stack([pixels[..., 0]] * 3, -1))
+
+
+def test_reversed_channels_are_read_in_the_order_that_the_view_shows():
+    pixels = noise(9, 5)
+    np.testing.assert_array_equal(np.asarray(load_image(pixels[:, ::-1, ::-1])), pixels[:, ::-1, ::-1])
+
+
+def test_exif_orientation_is_not_applied():
+    image = Image.fromarray(noise(20, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90°
+    data = encoded(image, exif=exif)
+    assert ImageOps.exif_transpose(Image.open(io.BytesIO(data))).size == (10, 20)
+    assert load_image(data).tobytes() == image.tobytes()
+
+
+def test_the_given_image_is_left_as_it_was():
+    image = Image.fromarray(noise(20, 10))
+    before = image.tobytes()
+    load_image(image).putpixel((0, 0), (1, 2, 3))
+    assert image.tobytes() == before
+
+
+# ---- images that are refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        ("no/such/photo.jpg", ["'no/such/photo.jpg'", "does not exist"]),
+        ("two\nlines.png", ["'two\\nlines.png'", "does not exist"]),
+        ("", ["''", "is not a file"]),
+        (IMAGES, ["images", "is not a file"]),
+        (Path(__file__), ["test_preprocess.py", "not an image", "PNG"]),
+        (b"", ["0 bytes", "not an image"]),
+        (b"GIF89a", ["6 bytes"]),
+        (encoded(Image.fromarray(noise(64, 64)))[:-2000], ["cannot be decoded", "truncated", "complete"]),
+        (encoded(Image.fromarray(noise(64, 64)), "JPEG")[:-2000], ["cannot be decoded", "truncated"]),
+        (noise(8, 8).astype(np.float32) / 255, ["uint8", "float32 [8, 8, 3]", "astype"]),
+        (noise(8, 8).astype(np.uint16), ["uint8", "uint16 [8, 8, 3]"]),
+        (noise(8, 6).transpose(2, 0, 1), ["uint8 [3, 6, 8]", "transpose(1, 2, 0)"]),
+        (noise(8, 8)[None], ["uint8 [1, 8, 8, 3]", "one image"]),
+        (noise(8, 8, 2), ["uint8 [8, 8, 2]"]),
+        (noise(8, 8)[0, 0], ["uint8 [3]"]),
+        (noise(8, 8)[:0], ["no pixels", "[0, 8, 3]"]),
+        (noise(8, 8)[:, :0, 0], ["no pixels", "[8, 0]"]),
+        (Image.new("RGB", (0, 5)), ["no pixels", "0×5"]),
+        (noise(8, 8).tolist(), ["builtins.list", "path"]),
+        (None, ["NoneType"]),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) and isinstance(value[-1], str) else "",
+)
+def test_bad_images_are_refused_in_one_line(image, says):
+    with pytest.raises(ImageError) as caught:
+        load_image(image)
+    message = str(caught.value)
+    assert "\n" not in message
+    for words in says:
+        assert words in message
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_damaged_files_are_read_or_refused(file_format, data):
+    content = bytearray(encoded(Image.fromarray(noise(12, 9)), file_format))
+    for _ in range(data.draw(st.integers(0, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(0, len(content)))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of much that it then reads
+        warnings.simplefilter("error", Image.DecompressionBombWarning)  # or it would read 90 million pixels
+        try:
+            image = load_image(bytes(content))
+        except ImageError as error:
+            message = str(error)
+        else:
+            message = ""
+            assert image.mode == "RGB"
+            assert min(image.size) > 0
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("limit", [100, 40])  # Pillow warns above its limit and refuses above twice the limit
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+def test_decompression_bombs_are_refused(limit, monkeypatch):
+    data = encoded(Image.fromarray(noise(11, 11)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(ImageError, match="too large to decode safely"):
+        load_image(data)
+
+
+def test_a_closed_image_is_refused():
+    image = Image.open(IMAGES / "sq448.png")
+    image.close()
+    with pytest.raises(ImageError, match="the PIL image cannot be decoded"):
+        load_image(image)
+
+
+# ---- the processor's facts -------------------------------------------------------------------------------
+
+
+def test_facts_survive_json():
+    assert ImageProcessor.from_json(json.loads(json.dumps(PROCESSOR.to_json()))) == PROCESSOR
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("image_size", 0),
+        ("image_size", True),
+        ("image_size", 448.0),
+        ("tokens_per_tile", "256"),
+        ("min_tiles", 13),
+        ("max_tiles", None),
+        ("use_thumbnail", 1),
+        ("dynamic_image_size", "yes"),
+        ("mean", [0.5, 0.5]),
+        ("mean", 0.5),
+        ("std", [0.2, 0.2, 0]),
+        ("std", [0.2, 0.2, float("nan")]),
+        ("std", [0.2, 0.2, True]),
+    ],
+)
+def test_malformed_facts_are_refused(key, value):
+    with pytest.raises(BundleError, match=f"image processor: {key} must be .*got .*export the bundle again"):
+        ImageProcessor.from_json(PROCESSOR.to_json() | {key: value})
+
+
+@pytest.mark.parametrize("data", [None, [], {}, PROCESSOR.to_json() | {"crop": 1}])
+def test_facts_with_other_keys_are_refused(data):
+    with pytest.raises(BundleError, match="expected the keys"):
+        ImageProcessor.from_json(data)
+
+
+@pytest.mark.parametrize("max_tiles", [0, -1, 1.0, True, "12"])
+def test_max_tiles_out_of_range_is_refused(max_tiles):
+    for compute in (lambda: PROCESSOR(noise(8, 8), max_tiles), lambda: PROCESSOR.tiles(8, 8, max_tiles)):
+        with pytest.raises(OptionError, match=f"max_tiles .* at least 1, got {max_tiles!r}"):
+            compute()
+
+
+def test_max_tiles_below_the_checkpoints_minimum_is_refused():
+    with pytest.raises(OptionError, match="at least 4, got 3"):
+        replace(PROCESSOR, min_tiles=4)(noise(8, 8), max_tiles=3)
+
+
+def test_a_checkpoint_without_dynamic_tiling_takes_one_tile():
+    image = noise(1600, 700)
+    processor = replace(PROCESSOR, dynamic_image_size=False, min_tiles=2)
+    whole = np.asarray(Image.fromarray(image).resize((448, 448), Image.Resampling.BICUBIC))
+    values = processor(image)
+    assert len(values) == processor.tiles(1600, 700) == processor.tiles(1600, 700, max_tiles=1) == 1
+    np.testing.assert_array_equal(values, PROCESSOR(whole))
+    with pytest.raises(OptionError, match="exactly one tile"):
+        processor(image, max_tiles=6)
