@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from runtime.bench.machine import machine_facts
-from runtime.bundle.manifest import size_text
+from runtime.bundle.reader import size_text
 from runtime.console.run import run
 from runtime.errors import MonoedgeError
 

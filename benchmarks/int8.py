@@ -30,7 +30,8 @@ from calibration.trial.prober import Asker
 from export.quantized.quantizable import Site, choose_sites, find_sites
 from export.quantized.weights import DecoderWeights
 from runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeContext
-from runtime.bundle.manifest import DECODER_GRAPH, Bundle
+from runtime.bundle.manifest import DECODER_GRAPH
+from runtime.bundle.reader import Bundle
 from runtime.console.run import run
 from runtime.errors import MonoedgeError
 from runtime.model import Model

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _calibrate(arguments: argparse.Namespace) -> None:
     from calibration.calibrate import REPORT_HTML, calibrate
     from calibration.data import draw
-    from runtime.bundle.manifest import Bundle
+    from runtime.bundle.reader import Bundle
 
     examples = _read(arguments.data, arguments)
     given = _read(arguments.test_data, arguments) if arguments.test_data is not None else None

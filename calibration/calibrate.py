@@ -24,7 +24,8 @@ from export.quantized.bundle import check_source, write_quantized
 from export.quantized.quantizable import Site, choose_sites, find_sites
 from export.quantized.weights import DecoderWeights
 from export.writer import BundleWriter, MakeBar
-from runtime.bundle.manifest import CPU, QDQ, TOKENIZER, Bundle
+from runtime.bundle.manifest import CPU, QDQ, TOKENIZER
+from runtime.bundle.reader import Bundle
 from runtime.model import load
 
 Say = Callable[[str], object]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from calibration.errors import CalibrationError
-from runtime.bundle.manifest import sha256_of
+from runtime.bundle.reader import sha256_of
 
 PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Endings of the files that are taken from a folder."""

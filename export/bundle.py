@@ -23,15 +23,8 @@ from export.quantized import parts
 from export.writer import BundleWriter, MakeBar
 from plugins_trt import function
 from plugins_trt.schema import DOMAIN, VERSION
-from runtime.bundle.manifest import (
-    CHAT_TEMPLATE,
-    DECODER_GRAPH,
-    TOKENIZER,
-    VISION_GRAPH,
-    Manifest,
-    ModelFacts,
-    size_text,
-)
+from runtime.bundle.manifest import CHAT_TEMPLATE, DECODER_GRAPH, TOKENIZER, VISION_GRAPH, Manifest, ModelFacts
+from runtime.bundle.reader import size_text
 from runtime.errors import BackendError
 from runtime.images.preprocess import ImageProcessor
 

@@ -15,7 +15,8 @@ from export.errors import CheckpointError
 from export.model.loading import load_decoder, load_vision
 from export.model.trace import DTYPES, cache_names
 from runtime.backends.graph import UPDATE
-from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, VISUAL_DECODER_GRAPH, Bundle
+from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, VISUAL_DECODER_GRAPH
+from runtime.bundle.reader import Bundle
 from runtime.errors import BackendError
 
 QUANTIZED_TOLERANCE = 0.5

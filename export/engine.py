@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from export.engines.device import find_device
     from export.engines.plan import Options, check_bundle, check_chip, check_lengths, plans
     from export.engines.target import choose_capability, require_module
-    from runtime.bundle.manifest import Bundle
+    from runtime.bundle.reader import Bundle
     from runtime.errors import BackendError, OptionError
 
     if arguments.check:
@@ -128,7 +128,7 @@ def _check(arguments: argparse.Namespace) -> None:
     from export.engines import build as engine_build
     from export.engines import verify as engine_verify
     from export.engines.device import find_device
-    from runtime.bundle.manifest import Bundle
+    from runtime.bundle.reader import Bundle
     from runtime.errors import BackendError, OptionError
 
     if arguments.register or arguments.print_trtexec or arguments.write_onnx is not None:

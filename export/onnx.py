@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from export.passes.nodes import OPSET as PORTABLE_OPSET
     from export.writer import BundleWriter
     from plugins_trt.function import OPSET
-    from runtime.bundle.manifest import size_text
+    from runtime.bundle.reader import size_text
 
     BundleWriter(arguments.output, arguments.overwrite)  # refuses a target that exists before a long download
     folder = locate(arguments.ckpt)

@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from export.recorded import files, make
     from export.recorded import format as form
-    from runtime.bundle.manifest import RECORDING, Bundle
+    from runtime.bundle.manifest import RECORDING
+    from runtime.bundle.reader import Bundle
     from runtime.errors import OptionError
 
     if arguments.max_length is not None and arguments.output is None:

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol
 
-from runtime.bundle.manifest import MANIFEST, Bundle, FileRecord, Manifest, size_text
+from runtime.bundle.manifest import MANIFEST, FileRecord, Manifest
+from runtime.bundle.reader import Bundle, size_text
 from runtime.errors import BundleError
 
 ALIGNMENT = 4096

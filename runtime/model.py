@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.backends import Backend, FrameBackend, Pixels, open_backend
-from runtime.bundle.manifest import CHAT_TEMPLATE, TOKENIZER, Bundle
+from runtime.bundle.manifest import CHAT_TEMPLATE, TOKENIZER
+from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError, ImageError, OptionError
 from runtime.images.frames import DeviceImage, is_device_frame
 from runtime.images.preprocess import ImageInput

@@ -21,7 +21,7 @@ from export.quantized.bundle import write_quantized
 from export.quantized.quantizable import choose_sites, find_sites
 from export.quantized.weights import DecoderWeights
 from runtime.backends.plugin_library import LIBRARY
-from runtime.bundle.manifest import Bundle
+from runtime.bundle.reader import Bundle
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build/test-plugin"

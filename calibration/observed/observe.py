@@ -27,7 +27,8 @@ from export.quantized.quantizable import Site, expose
 from runtime.backends import Array
 from runtime.backends.graph import PAST
 from runtime.backends.onnxruntime import OnnxRuntimeContext
-from runtime.bundle.manifest import DECODER_GRAPH, Bundle
+from runtime.bundle.manifest import DECODER_GRAPH
+from runtime.bundle.reader import Bundle
 from runtime.model import Model
 
 SAVE_EVERY = 30.0

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from calibration.observed.record import Record, bundle_hash
 from calibration.scales.choose import MatrixReport
 from calibration.trial.measure import KINDS, Comparison, Figures, Speed
-from runtime.bundle.manifest import DECODER_WEIGHTS, VISUAL_DECODER_WEIGHTS, Manifest, size_text
+from runtime.bundle.manifest import DECODER_WEIGHTS, VISUAL_DECODER_WEIGHTS, Manifest
+from runtime.bundle.reader import size_text
 from runtime.text.tokenizer import Tokenizer
 
 FORMAT = "monoedge-calibration-1"

@@ -29,7 +29,7 @@ from export.quantized.plan import CachePlan, MatrixPlan, QuantizationPlan, Smoot
 from export.quantized.quantizable import Site
 from export.quantized.quantize import LARGEST, absmax_scale, quantize
 from export.quantized.weights import DecoderWeights
-from runtime.bundle.manifest import Bundle
+from runtime.bundle.reader import Bundle
 
 Floats = npt.NDArray[np.float32]
 

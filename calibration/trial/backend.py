@@ -11,7 +11,7 @@ import onnx
 import onnxruntime as ort
 
 from runtime.backends.onnxruntime import PROVIDERS, OnnxRuntimeBackend, telling
-from runtime.bundle.manifest import Bundle
+from runtime.bundle.reader import Bundle
 
 
 class GraphBackend(OnnxRuntimeBackend):

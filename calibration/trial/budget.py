@@ -10,7 +10,7 @@ from calibration.trial.candidate import candidate, layers_of, only, without
 from calibration.trial.measure import Comparison, Reference, Speed
 from calibration.trial.prober import Asker
 from export.quantized.plan import QuantizationPlan
-from runtime.bundle.manifest import Bundle
+from runtime.bundle.reader import Bundle
 
 SENSITIVITY_EXAMPLES = 8
 """Questions that each layer by itself is measured with; the whole plan is measured with all."""

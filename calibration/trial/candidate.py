@@ -16,7 +16,8 @@ from export.quantized.parts import Part, parts, size
 from export.quantized.plan import QuantizationPlan
 from export.quantized.rewrite import rewrite
 from export.quantized.weights import DecoderWeights
-from runtime.bundle.manifest import CPU, Bundle, FileRecord
+from runtime.bundle.manifest import CPU, FileRecord
+from runtime.bundle.reader import Bundle
 from runtime.model import Model
 
 

@@ -13,7 +13,8 @@ from export.engines.process import Progress, build_plan
 from export.engines.verify import verify
 from runtime.backends.plugin_library import plugin_library
 from runtime.bundle.engines import WEIGHTS, plan_name
-from runtime.bundle.manifest import Bundle, EngineRecord, sha256_of, size_text
+from runtime.bundle.manifest import EngineRecord
+from runtime.bundle.reader import Bundle, sha256_of, size_text
 from runtime.errors import BackendError, OptionError
 
 Say = Callable[[str], None]

@@ -24,7 +24,8 @@ from export.engines.target import Target
 from export.passes.portable import portable
 from plugins_trt.schema import DOMAIN, PLUGIN_OPERATORS, VERSION
 from runtime.bundle.engines import WEIGHTS, plan_name
-from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, Bundle, EngineRecord, FileRecord, Manifest
+from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, EngineRecord, FileRecord, Manifest
+from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError, OptionError
 
 PREFILL_CHUNK = 1024

@@ -13,7 +13,8 @@ from pathlib import Path
 from export.engines.target import TARGETS, Target
 from export.writer import rewrite_manifest
 from runtime.bundle.engines import FOLDER, why_stale
-from runtime.bundle.manifest import Bundle, EngineRecord, FileRecord, sha256_of, size_text
+from runtime.bundle.manifest import EngineRecord, FileRecord
+from runtime.bundle.reader import Bundle, sha256_of, size_text
 from runtime.errors import BundleError
 
 MARGIN = 64 << 20

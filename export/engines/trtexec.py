@@ -15,7 +15,8 @@ from export.engines.network import InputShapes
 from export.engines.plan import Options, Plan
 from runtime.backends.plugin_library import VARIABLE
 from runtime.bundle.engines import FOLDER, WEIGHTS
-from runtime.bundle.manifest import DECODER_GRAPH, Bundle
+from runtime.bundle.manifest import DECODER_GRAPH
+from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError, OptionError
 
 

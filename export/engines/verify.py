@@ -18,7 +18,8 @@ from typing import Any
 
 from export.engines.device import Device
 from runtime.backends.plugin_library import VARIABLE
-from runtime.bundle.manifest import DECODER_GRAPH, Bundle, EngineRecord
+from runtime.bundle.manifest import DECODER_GRAPH, EngineRecord
+from runtime.bundle.reader import Bundle
 from runtime.errors import BackendError, BundleError, MonoedgeError
 
 Say = Callable[[str], None]

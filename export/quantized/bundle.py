@@ -26,10 +26,10 @@ from runtime.bundle.manifest import (
     QDQ,
     RECORDING,
     W4A16,
-    Bundle,
     Manifest,
     Quantization,
 )
+from runtime.bundle.reader import Bundle
 
 
 def write_quantized(

@@ -13,7 +13,8 @@ import onnx
 
 from export.errors import QuantizationError
 from export.quantized.plan import Smoothing, Vector
-from runtime.bundle.manifest import DECODER_GRAPH, Bundle
+from runtime.bundle.manifest import DECODER_GRAPH
+from runtime.bundle.reader import Bundle
 
 BLOCK_BYTES = 32 << 20
 """How much of a tensor is in memory at a time, counted in float32."""

@@ -19,7 +19,8 @@ from export.recorded.compare import limit
 from export.recorded.format import Array, Recording, Values, empty_caches
 from runtime.backends.graph import INPUTS_EMBEDS
 from runtime.backends.plugin_library import VARIABLE
-from runtime.bundle.manifest import DECODER_GRAPH, Bundle, EngineRecord
+from runtime.bundle.manifest import DECODER_GRAPH, EngineRecord
+from runtime.bundle.reader import Bundle
 from runtime.console.files import new_folder
 from runtime.errors import OptionError
 

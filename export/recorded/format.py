@@ -32,16 +32,8 @@ from runtime.backends.graph import (
     cache_names,
 )
 from runtime.bundle.engines import WEIGHTS
-from runtime.bundle.manifest import (
-    DECODER_GRAPH,
-    PRECISIONS,
-    RECORDING,
-    VISION_GRAPH,
-    Bundle,
-    Manifest,
-    ModelFacts,
-    sha256_of,
-)
+from runtime.bundle.manifest import DECODER_GRAPH, PRECISIONS, RECORDING, VISION_GRAPH, Manifest, ModelFacts
+from runtime.bundle.reader import Bundle, sha256_of
 from runtime.errors import BundleError
 
 Array = npt.NDArray[Any]

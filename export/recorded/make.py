@@ -28,7 +28,8 @@ from runtime.backends.graph import (
     WRITE_INDICES,
 )
 from runtime.bundle.engines import WEIGHTS
-from runtime.bundle.manifest import CHAT_TEMPLATE, DECODER_GRAPH, RECORDING, TOKENIZER, VISION_GRAPH, Bundle
+from runtime.bundle.manifest import CHAT_TEMPLATE, DECODER_GRAPH, RECORDING, TOKENIZER, VISION_GRAPH
+from runtime.bundle.reader import Bundle
 from runtime.conversation import Conversation
 from runtime.errors import BundleError
 from runtime.text.template import ChatTemplate

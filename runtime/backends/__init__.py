@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from runtime.bundle.manifest import Bundle
+from runtime.bundle.reader import Bundle
 from runtime.errors import OptionError
 from runtime.images.frames import DeviceImage, DevicePixels
 from runtime.images.preprocess import ImageProcessor

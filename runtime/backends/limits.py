@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runtime.bundle.manifest import Bundle
+from runtime.bundle.reader import Bundle
 
 
 def bundle_length_limit(bundle: Bundle) -> str:

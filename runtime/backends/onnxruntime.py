@@ -28,7 +28,8 @@ from runtime.backends.graph import (
     WRITE_INDICES,
 )
 from runtime.backends.limits import bundle_length_limit
-from runtime.bundle.manifest import CPU, DECODER_GRAPH, PRECISIONS, VISION_GRAPH, VISUAL_DECODER_GRAPH, Bundle
+from runtime.bundle.manifest import CPU, DECODER_GRAPH, PRECISIONS, VISION_GRAPH, VISUAL_DECODER_GRAPH
+from runtime.bundle.reader import Bundle
 from runtime.errors import BackendError
 
 try:

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from runtime.backends import graph
 from runtime.backends.onnxruntime import CHUNK, OnnxRuntimeBackend, telling
 from runtime.backends.plugin_library import plugin_library
-from runtime.bundle.manifest import DECODER_GRAPH, Bundle, ModelFacts
+from runtime.bundle.manifest import DECODER_GRAPH, ModelFacts
+from runtime.bundle.reader import Bundle
 from runtime.errors import BackendError, OptionError
 
 # isort: split

@@ -20,7 +20,7 @@ from runtime.backends import DEFAULT
 from runtime.bench.machine import cached_part, drop_cached, machine_facts, matmul_speed, read_bandwidth
 from runtime.bench.record import Record, Workload
 from runtime.bench.table import case_table, context_table, decode_rates, header
-from runtime.bundle.manifest import Bundle
+from runtime.bundle.reader import Bundle
 from runtime.console.run import run
 from runtime.console.terminal import Terminal
 from runtime.errors import MonoedgeError, OptionError

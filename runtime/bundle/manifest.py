@@ -1,21 +1,18 @@
 """The bundle: a folder that holds everything needed to answer, and the manifest that describes it.
 
-``export`` and ``calibration`` write bundles through ``export.writer``; this module is the format itself and
-its reader. Names of files, keys and versions are written here and nowhere else.
+The files of ``export`` are written through ``export.writer``. Names of files, keys and versions are written here and
+nowhere else.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from runtime.bundle.embeddings import Embeddings
 from runtime.errors import BundleError
 from runtime.images.preprocess import ImageProcessor
 from runtime.records import read_record
@@ -266,89 +263,3 @@ def _typed(values: dict[str, Any], key: str, kind: type) -> Any:  # noqa: ANN401
 def _record(kind: type, values: dict[str, Any]) -> Any:  # noqa: ANN401 - an instance of ``kind``
     types = {item.name: {"int": int, "str": str}[str(item.type)] for item in fields(kind)}
     return kind(**{name: _typed(values, name, expected) for name, expected in types.items()})
-
-
-class Bundle:
-    """An opened bundle, its files present with the sizes that the manifest gives.
-
-    Args:
-        folder: the bundle.
-        verify: compare the SHA-256 of every file too, which reads all of it.
-        progress: called with the number of bytes just hashed.
-
-    Raises:
-        BundleError: no bundle, or one that this runtime does not understand, or a file missing or altered.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        verify: bool = False,
-        progress: Callable[[int], None] | None = None,
-    ) -> None:
-        self.folder = Path(folder).expanduser()
-        if not self.folder.is_dir():
-            raise BundleError(
-                f"{self.folder}: no such bundle; make one with: python -m export.onnx --ckpt CKPT -o {self.folder}"
-            )
-        try:
-            text = (self.folder / MANIFEST).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise BundleError(f"{self.folder} is not a bundle: it has no {MANIFEST}") from None
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{self.folder / MANIFEST} cannot be read: {error}") from None
-        try:
-            self.manifest = Manifest.from_json(text)
-        except BundleError as error:
-            raise BundleError(f"{self.folder}: {error}") from None
-        for name, record in self.manifest.files.items():
-            self._check_file(name, record, verify, progress)
-
-    def path(self, name: str) -> Path:
-        """The path of a file that the manifest lists."""
-        return self.folder / name
-
-    def embeddings(self) -> Embeddings:
-        """Token embeddings, opened: [vocab, hidden] in ``PRECISIONS[precision]``."""
-        model = self.manifest.model
-        shape = (model.vocab_size, model.hidden_size)
-        return Embeddings(self.path(EMBEDDINGS), shape, PRECISIONS[self.manifest.precision])
-
-    def _check_file(self, name: str, record: FileRecord, verify: bool, progress: Callable[[int], None] | None) -> None:
-        file = self.folder / name
-        if not file.resolve().is_relative_to(self.folder.resolve()):
-            raise BundleError(f"{file} leads outside the bundle: not a bundle to trust")
-        if not file.is_file():
-            raise BundleError(f"{file} is missing: copy the bundle again, or export it again")
-        size = file.stat().st_size
-        if size != record.size:
-            raise BundleError(
-                f"{file} has {size:,} bytes, {MANIFEST} says {record.size:,}: copy the bundle again, or export it again"
-            )
-        if verify and sha256_of(file, progress) != record.sha256:
-            raise BundleError(
-                f"{file} was altered: its SHA-256 is not that of {MANIFEST}; copy the bundle again, or export it again"
-            )
-
-
-def size_text(size: int) -> str:
-    """A number of bytes for people, in powers of ten as disks are sold: ``2.7 MB``, ``13.61 GB``."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
-def sha256_of(file: Path, progress: Callable[[int], None] | None = None) -> str:
-    """SHA-256 of a file, in hexadecimal.
-
-    Raises:
-        BundleError: the file cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-                if progress is not None:
-                    progress(len(block))
-    except OSError as error:
-        raise BundleError(f"{file} cannot be read: {error.strerror}") from None
-    return digest.hexdigest()

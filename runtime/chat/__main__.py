@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from runtime.backends import DEFAULT, NAMES
-from runtime.bundle.manifest import Bundle
+from runtime.bundle.reader import Bundle
 from runtime.chat.interactive import Chat, stats_line
 from runtime.console.run import run
 from runtime.console.terminal import Terminal

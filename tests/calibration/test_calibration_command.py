@@ -20,7 +20,8 @@ from calibration.errors import CalibrationError
 from calibration.observed.record import Record
 from export.errors import QuantizationError
 from export.quantized.weights import DecoderWeights
-from runtime.bundle.manifest import DECODER_WEIGHTS, Bundle
+from runtime.bundle.manifest import DECODER_WEIGHTS
+from runtime.bundle.reader import Bundle
 from runtime.errors import BackendError, BundleError, MonoedgeError
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -22,7 +22,8 @@ import runtime
 from export.model.trace import cache_names
 from export.onnx import main
 from plugins_trt.schema import DOMAIN, OPERATORS, VERSION
-from runtime.bundle.manifest import DECODER_GRAPH, EMBEDDINGS, MANIFEST, Bundle
+from runtime.bundle.manifest import DECODER_GRAPH, EMBEDDINGS, MANIFEST
+from runtime.bundle.reader import Bundle
 from runtime.errors import MonoedgeError
 
 ROOT = Path(__file__).resolve().parent.parent.parent

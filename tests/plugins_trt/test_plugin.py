@@ -32,7 +32,7 @@ from plugins_trt.schema import (
     quantized,
 )
 from runtime.backends.tensorrt.pixels import ENTRY
-from runtime.bundle.manifest import Bundle
+from runtime.bundle.reader import Bundle
 
 Rtx = Callable[..., dict[str, Any]]
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.backends.cuda.device import Graph, Resource
-from runtime.bundle.manifest import size_text
+from runtime.bundle.reader import size_text
 from runtime.errors import BackendError
 
 try:

@@ -6,7 +6,7 @@ from runtime.backends.cuda.pycuda import PyCudaDevice
 from runtime.backends.tensorrt.answering import EngineBackend
 from runtime.backends.tensorrt.loader import Loader, Plans
 from runtime.backends.tensorrt.pixels import open_resize
-from runtime.bundle.manifest import Bundle
+from runtime.bundle.reader import Bundle
 from runtime.errors import OptionError
 
 

@@ -15,7 +15,8 @@ from runtime.backends.tensorrt.check import PlanError, decoder_layout, vision_la
 from runtime.backends.tensorrt.engine import TensorRT
 from runtime.backends.tensorrt.plan import DecoderLayout, PlanInfo, VisionLayout
 from runtime.bundle.engines import FLAVOURS, Flavour, choose_flavour, rebuild_command, refused, why_refused
-from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, Bundle, EngineRecord, sha256_of
+from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, EngineRecord
+from runtime.bundle.reader import Bundle, sha256_of
 from runtime.errors import BackendError
 
 Plans = Mapping[str, tuple[Path, EngineRecord]]

@@ -25,7 +25,8 @@ from export.model.loading import load_decoder
 from export.quantized.quantizable import Site, choose_sites, find_sites
 from export.quantized.weights import DecoderWeights
 from runtime.backends.graph import cache_names
-from runtime.bundle.manifest import DECODER_WEIGHTS, Bundle
+from runtime.bundle.manifest import DECODER_WEIGHTS
+from runtime.bundle.reader import Bundle
 from runtime.model import load
 
 GOLDEN = Path(__file__).resolve().parents[2] / "data/golden"

@@ -13,7 +13,8 @@ from calibration.scales.smooth import EXPONENTS, Candidate, Rule, factors, searc
 from calibration.trial.backend import GraphBackend
 from export.quantized.plan import Smoothing
 from export.quantized.weights import DecoderWeights
-from runtime.bundle.manifest import DECODER_GRAPH, Bundle
+from runtime.bundle.manifest import DECODER_GRAPH
+from runtime.bundle.reader import Bundle
 from runtime.model import Model, load
 
 

@@ -26,7 +26,8 @@ from export.engines.child import fraction
 from export.engines.plan import Options, Plan, check_bundle, plans
 from export.engines.target import TARGETS
 from runtime.bundle.engines import plan_name, why_stale
-from runtime.bundle.manifest import DECODER_GRAPH, DECODER_WEIGHTS, MANIFEST, VISION_GRAPH, VISION_WEIGHTS, Bundle
+from runtime.bundle.manifest import DECODER_GRAPH, DECODER_WEIGHTS, MANIFEST, VISION_GRAPH, VISION_WEIGHTS
+from runtime.bundle.reader import Bundle
 from runtime.console.run import run
 from runtime.errors import BackendError, BundleError
 

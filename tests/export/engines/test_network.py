@@ -16,7 +16,7 @@ from export.engines.network import (
     input_shapes,
     vision_profile,
 )
-from runtime.bundle.manifest import Bundle
+from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError, OptionError
 
 

@@ -27,7 +27,8 @@ from plugins_trt.function import opset_of
 from plugins_trt.schema import DOMAIN
 from runtime.backends.graph import UPDATE
 from runtime.bundle.engines import plan_name
-from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, Bundle
+from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH
+from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError
 
 TARGET = TARGETS[PORTABLE_TARGET]

@@ -20,7 +20,8 @@ from export.engines.network import InputShapes, decoder_profiles, input_shapes, 
 from export.engines.plan import PREFILL_CHUNK, Options, load_graph, plans
 from export.engines.target import TARGETS
 from runtime.bundle.engines import plan_name
-from runtime.bundle.manifest import DECODER_GRAPH, DECODER_WEIGHTS, VISION_GRAPH, VISION_WEIGHTS, Bundle
+from runtime.bundle.manifest import DECODER_GRAPH, DECODER_WEIGHTS, VISION_GRAPH, VISION_WEIGHTS
+from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError, OptionError
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -22,7 +22,8 @@ from export.engines.device import Device
 from export.onnx import main as export
 from export.recorded.format import MADE_OF, why_missing
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
-from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, Bundle, EngineRecord
+from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, EngineRecord
+from runtime.bundle.reader import Bundle
 from runtime.errors import BackendError, BundleError
 
 from ..recorded.test_recording import without_recording

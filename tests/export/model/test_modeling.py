@@ -16,7 +16,8 @@ from safetensors.torch import load_file as load_torch
 from export.checkpoint.reader import Checkpoint
 from export.model.loading import load_decoder, load_vision
 from runtime.backends import open_backend
-from runtime.bundle.manifest import DECODER_GRAPH, Bundle
+from runtime.bundle.manifest import DECODER_GRAPH
+from runtime.bundle.reader import Bundle
 
 GOLDEN = Path(__file__).resolve().parents[2] / "data/golden"
 

@@ -32,7 +32,8 @@ from export.quantized.weights import DecoderWeights
 from runtime.backends import onnxruntime as backend_module
 from runtime.backends.graph import cache_names
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
-from runtime.bundle.manifest import DECODER_GRAPH, VISUAL_DECODER_GRAPH, Bundle
+from runtime.bundle.manifest import DECODER_GRAPH, VISUAL_DECODER_GRAPH
+from runtime.bundle.reader import Bundle
 from runtime.errors import BackendError
 from runtime.generation import Sequence
 from runtime.model import load

@@ -19,7 +19,8 @@ from plugins_trt.function import opset_of
 from plugins_trt.schema import DOMAIN, VERSION
 from runtime.backends.graph import PAST, PRESENT, UPDATE
 from runtime.bundle.engines import WEIGHTS
-from runtime.bundle.manifest import DECODER_GRAPH, REQUIRED_FILES, VISION_GRAPH, Bundle
+from runtime.bundle.manifest import DECODER_GRAPH, REQUIRED_FILES, VISION_GRAPH
+from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError
 
 Values = dict[str, np.ndarray]

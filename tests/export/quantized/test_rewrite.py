@@ -33,10 +33,10 @@ from runtime.bundle.manifest import (
     RECORDING,
     VISUAL_DECODER_GRAPH,
     VISUAL_DECODER_WEIGHTS,
-    Bundle,
     Manifest,
     Quantization,
 )
+from runtime.bundle.reader import Bundle
 
 GOLDEN = Path(__file__).resolve().parents[2] / "data/golden"
 DECODERS = (DECODER_GRAPH, VISUAL_DECODER_GRAPH)

@@ -15,7 +15,8 @@ import pytest
 from export.recorded.compare import LIMITS, compare, signal_to_noise
 from export.recorded.format import Recording, read
 from runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeContext
-from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, Bundle
+from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH
+from runtime.bundle.reader import Bundle
 from runtime.errors import BackendError
 
 GRAPHS = (VISION_GRAPH, DECODER_GRAPH)

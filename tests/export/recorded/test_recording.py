@@ -31,17 +31,8 @@ from export.recording import main
 from export.writer import rewrite_manifest
 from runtime.backends.graph import INPUTS_EMBEDS, LOGITS, PIXEL_VALUES, POSITION_IDS, VISUAL_EMBEDS, VISUAL_MASK
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
-from runtime.bundle.manifest import (
-    DECODER_GRAPH,
-    MANIFEST,
-    RECORDING,
-    VISION_GRAPH,
-    Bundle,
-    EngineRecord,
-    FileRecord,
-    Manifest,
-    sha256_of,
-)
+from runtime.bundle.manifest import DECODER_GRAPH, MANIFEST, RECORDING, VISION_GRAPH, EngineRecord, FileRecord, Manifest
+from runtime.bundle.reader import Bundle, sha256_of
 from runtime.errors import BundleError, OptionError
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -12,7 +12,7 @@ import pytest
 import runtime
 from runtime.backends import NAMES, open_backend
 from runtime.backends.onnxruntime_gpu import SHAPE_OPERATORS, CudaProviderBackend, TensorRTProviderBackend
-from runtime.bundle.manifest import Bundle
+from runtime.bundle.reader import Bundle
 
 from ..test_golden import CASES, GOLDEN, LOGITS_TOLERANCE, load_case
 

@@ -20,7 +20,8 @@ from runtime.bench.machine import Memory, MemoryWatch, cached_part, gpu_bytes
 from runtime.bench.measure import Loaded, measure
 from runtime.bench.record import Record, Workload
 from runtime.bench.table import case_table, context_table
-from runtime.bundle.manifest import Bundle, Quantization
+from runtime.bundle.manifest import Quantization
+from runtime.bundle.reader import Bundle
 from runtime.errors import MonoedgeError, OptionError, PromptError
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -14,15 +14,8 @@ import pytest
 
 import runtime
 from export.writer import BundleWriter
-from runtime.bundle.manifest import (
-    DECODER_WEIGHTS,
-    FORMAT_VERSION,
-    MANIFEST,
-    REQUIRED_FILES,
-    Bundle,
-    Manifest,
-    Quantization,
-)
+from runtime.bundle.manifest import DECODER_WEIGHTS, FORMAT_VERSION, MANIFEST, REQUIRED_FILES, Manifest, Quantization
+from runtime.bundle.reader import Bundle
 
 QUANTIZED = {"mode": "w8a16", "form": "qdq", "experts": ["text"], "attention": False, "lm_head": True}
 

@@ -14,15 +14,8 @@ import pytest
 
 import runtime
 from runtime.bundle.engines import WEIGHTS, plan_name, rebuild_command, why_stale
-from runtime.bundle.manifest import (
-    DECODER_GRAPH,
-    DECODER_WEIGHTS,
-    MANIFEST,
-    VISION_GRAPH,
-    Bundle,
-    EngineRecord,
-    Manifest,
-)
+from runtime.bundle.manifest import DECODER_GRAPH, DECODER_WEIGHTS, MANIFEST, VISION_GRAPH, EngineRecord, Manifest
+from runtime.bundle.reader import Bundle
 
 NAME = "engines/trt-rtx-sm89-bf16.decoder.plan"
 

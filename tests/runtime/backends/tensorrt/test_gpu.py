@@ -18,7 +18,7 @@ import runtime
 from export.engine import main as build_engine
 from export.engines.device import find_device
 from runtime.bundle.engines import FLAVOURS
-from runtime.bundle.manifest import Bundle
+from runtime.bundle.reader import Bundle
 
 from ...test_golden import GOLDEN, load_case
 

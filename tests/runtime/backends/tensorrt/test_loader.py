@@ -18,7 +18,8 @@ from export.engines.target import TARGETS
 from runtime.backends.plugin_library import VARIABLE
 from runtime.backends.tensorrt.loader import Loader
 from runtime.bundle.engines import FLAVOURS, WEIGHTS, choose_flavour, plan_name
-from runtime.bundle.manifest import DECODER_GRAPH, MANIFEST, VISION_GRAPH, Bundle, EngineRecord
+from runtime.bundle.manifest import DECODER_GRAPH, MANIFEST, VISION_GRAPH, EngineRecord
+from runtime.bundle.reader import Bundle
 
 from .host_device import HostDevice, HostEngine
 

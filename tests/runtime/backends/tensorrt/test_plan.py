@@ -21,7 +21,8 @@ from export.engines.target import TARGETS
 from runtime.backends import graph
 from runtime.backends.tensorrt.check import PlanError, decoder_layout, vision_layout
 from runtime.backends.tensorrt.plan import ALIGNMENT, Buffer, PlanInfo, Profile, ShapeRange, TensorInfo, place
-from runtime.bundle.manifest import Bundle, Manifest
+from runtime.bundle.manifest import Manifest
+from runtime.bundle.reader import Bundle
 
 from .host_device import plan_info
 

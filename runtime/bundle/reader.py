@@ -1,0 +1,97 @@
+"""Bundles opened: files present with the sizes that the manifest gives, hashes on request."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from runtime.bundle.embeddings import Embeddings
+from runtime.bundle.manifest import EMBEDDINGS, MANIFEST, PRECISIONS, FileRecord, Manifest
+from runtime.errors import BundleError
+
+
+class Bundle:
+    """An opened bundle, its files present with the sizes that the manifest gives.
+
+    Args:
+        folder: the bundle.
+        verify: compare the SHA-256 of every file too, which reads all of it.
+        progress: called with the number of bytes just hashed.
+
+    Raises:
+        BundleError: no bundle, or one that this runtime does not understand, or a file missing or altered.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        verify: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.folder = Path(folder).expanduser()
+        if not self.folder.is_dir():
+            raise BundleError(
+                f"{self.folder}: no such bundle; make one with: python -m export.onnx --ckpt CKPT -o {self.folder}"
+            )
+        try:
+            text = (self.folder / MANIFEST).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise BundleError(f"{self.folder} is not a bundle: it has no {MANIFEST}") from None
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{self.folder / MANIFEST} cannot be read: {error}") from None
+        try:
+            self.manifest = Manifest.from_json(text)
+        except BundleError as error:
+            raise BundleError(f"{self.folder}: {error}") from None
+        for name, record in self.manifest.files.items():
+            self._check_file(name, record, verify, progress)
+
+    def path(self, name: str) -> Path:
+        """The path of a file that the manifest lists."""
+        return self.folder / name
+
+    def embeddings(self) -> Embeddings:
+        """Token embeddings, opened: [vocab, hidden] in ``PRECISIONS[precision]``."""
+        model = self.manifest.model
+        shape = (model.vocab_size, model.hidden_size)
+        return Embeddings(self.path(EMBEDDINGS), shape, PRECISIONS[self.manifest.precision])
+
+    def _check_file(self, name: str, record: FileRecord, verify: bool, progress: Callable[[int], None] | None) -> None:
+        file = self.folder / name
+        if not file.resolve().is_relative_to(self.folder.resolve()):
+            raise BundleError(f"{file} leads outside the bundle: not a bundle to trust")
+        if not file.is_file():
+            raise BundleError(f"{file} is missing: copy the bundle again, or export it again")
+        size = file.stat().st_size
+        if size != record.size:
+            raise BundleError(
+                f"{file} has {size:,} bytes, {MANIFEST} says {record.size:,}: copy the bundle again, or export it again"
+            )
+        if verify and sha256_of(file, progress) != record.sha256:
+            raise BundleError(
+                f"{file} was altered: its SHA-256 is not that of {MANIFEST}; copy the bundle again, or export it again"
+            )
+
+
+def size_text(size: int) -> str:
+    """A number of bytes for people, in powers of ten as disks are sold: ``2.7 MB``, ``13.61 GB``."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def sha256_of(file: Path, progress: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        BundleError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+                if progress is not None:
+                    progress(len(block))
+    except OSError as error:
+        raise BundleError(f"{file} cannot be read: {error.strerror}") from None
+    return digest.hexdigest()
