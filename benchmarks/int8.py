@@ -20,7 +20,6 @@ import onnx.inliner
 from calibration.data import Example, digest, read_examples
 from calibration.observed.observe import observe
 from calibration.observed.record import Origin, Record, bundle_hash
-from calibration.progress import progress
 from calibration.reporting.report import ROWS
 from calibration.scales.choose import Choice, choose
 from calibration.trial.backend import GraphBackend
@@ -32,6 +31,7 @@ from export.quantized.weights import DecoderWeights
 from runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeContext
 from runtime.bundle.manifest import DECODER_GRAPH
 from runtime.bundle.reader import Bundle
+from runtime.console.console import Console
 from runtime.console.run import run
 from runtime.errors import MonoedgeError
 from runtime.model import Model
@@ -115,13 +115,15 @@ def _benchmark(arguments: argparse.Namespace, scratch: Path) -> None:
     examples = read_examples(data)
     record = _observed(opened, graph, choose_sites(sites, *EVERYTHING), examples, scratch / "record.npz")
     asker = Asker(Model(opened, OnnxRuntimeBackend(opened)), None, NEW_TOKENS)
-    reference = Reference(asker, read_examples(tests), progress("answers before", arguments.questions), scratch)
+    console = Console()
+    with console.bar("answers before", arguments.questions) as advance:
+        reference = Reference(asker, read_examples(tests), advance, scratch)
 
     results = []
     for row in OURS:
         choice = replace(row.choice, mode=row.mode)
         chosen = choose(opened, choose_sites(sites, *row.parts), record, choice, lambda count: None)
-        trial = Trials(opened, reference, asker, row.form, None, progress).run(chosen.plan, f"{row.mode}, {row.name}")
+        trial = Trials(opened, reference, asker, row.form, None, console).run(chosen.plan, f"{row.mode}, {row.name}")
         results.append(_result(row.mode, row.name, trial.comparison))
     for tool, python in (("onnxruntime", sys.executable), ("modelopt", arguments.modelopt)):
         for method in OTHERS[tool] if python else ():
@@ -134,7 +136,8 @@ def _benchmark(arguments: argparse.Namespace, scratch: Path) -> None:
                 results.append({"mode": "w8a8", "name": name, "figures": None})
                 continue
             other = Model(opened, GraphBackend(opened, {DECODER_GRAPH: onnx.load(model)}, {}))
-            comparison, _ = reference.compare(Asker(other, None, NEW_TOKENS), progress(name, arguments.questions))
+            with console.bar(name, arguments.questions) as advance:
+                comparison, _ = reference.compare(Asker(other, None, NEW_TOKENS), advance)
             results.append(_result("w8a8", name, comparison))
     print(_table(results))
     if arguments.json:
@@ -170,7 +173,8 @@ def _observed(
     record = Record.nothing(
         Origin(*hashes, len(examples), 0, None, NEW_TOKENS, names), [site.channels for site in sites]
     )
-    observe(bundle, graph, sites, examples, record, file, progress("observing", len(examples)))
+    with Console().bar("observing", len(examples)) as advance:
+        observe(bundle, graph, sites, examples, record, file, advance)
     return record
 
 

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from runtime.console.console import Console
 from runtime.console.files import new_folder
 from runtime.console.run import need, run
 from runtime.errors import MonoedgeError
 
 if TYPE_CHECKING:
     from export.checkpoint.tensors import Source
-    from export.writer import MakeBar
 
 _DESCRIPTION = """\
 Writes a checkpoint with the shape of Mono-InternVL-2B and random weights in bf16: config.json, sharded
@@ -88,21 +88,17 @@ def main() -> None:
     if arguments.seed < 0:
         parser.error(f"argument --seed: expected 0 or more, got {arguments.seed}")
 
-    need("export", "torch", "safetensors", "tqdm")
-    from tqdm import tqdm
+    need("export", "torch", "safetensors")
 
     output: Path = arguments.output
 
-    def make_bar(size: int) -> tqdm:
-        return tqdm(total=size, unit="B", unit_scale=True, desc="weights", file=sys.stderr)
-
-    make_checkpoint(output, make_bar, arguments.version, arguments.size, arguments.seed)
+    make_checkpoint(output, Console(), arguments.version, arguments.size, arguments.seed)
     print(f"{output} is made; try\n  python -m export.onnx --ckpt {output} -o bundle/", file=sys.stderr)
 
 
 def make_checkpoint(
     target: Path,
-    make_bar: MakeBar,
+    console: Console,
     version: str = "1.5",
     size: str = "2b",
     seed: int = 0,
@@ -112,7 +108,7 @@ def make_checkpoint(
 
     Args:
         target: the folder to make.
-        make_bar: a progress bar over a number of bytes.
+        console: shown the progress.
         version: ``1.0`` or ``1.5``.
         size: one of ``SIZES``.
         seed: of the weights; the same seed gives the same bytes.
@@ -138,9 +134,9 @@ def make_checkpoint(
         _require_space(folder.parent, total + (16 << 20))
         shards = list(_shards(sources, shard_bytes))
         names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
-        with make_bar(total) as bar:
+        with console.bar("weights", total, "B") as advance:
             for name, shard in zip(names, shards, strict=True):
-                _write_shard(folder / name, shard, seed, bar.update)
+                _write_shard(folder / name, shard, seed, advance)
         weight_map = {source.name: name for name, shard in zip(names, shards, strict=True) for source in shard}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         _write_json(folder / INDEX_FILE, index)

@@ -10,7 +10,6 @@ import importlib.util
 import math
 import shutil
 import sys
-import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from make_checkpoint import SIZES
 
+from runtime.console.console import Console
+from runtime.console.files import replaced
 from runtime.console.run import run
 from runtime.errors import MonoedgeError
 
@@ -27,7 +28,7 @@ Writes a GGUF file with the shape of InternLM2-1.8B, the language model inside M
 Q8_0 (norms in float32). It has no tokenizer: benchmarks/llama.py feeds token ids.
 
 examples:
-  pip install gguf llama-cpp-python pillow tokenizers tqdm
+  pip install gguf llama-cpp-python pillow tokenizers
   python benchmarks/make_gguf.py build/internlm2.gguf                        # 2.0 GB, some ten seconds
   python benchmarks/make_gguf.py build/tiny.gguf --size tiny
 
@@ -49,12 +50,11 @@ def main() -> None:
         "--size", choices=tuple(SHAPES), default="2b", help="tiny: 2 layers, 4 MB, for a first try (default 2b)"
     )
     arguments = parser.parse_args()
-    need_pip(gguf="gguf", tqdm="tqdm")
-    from tqdm import tqdm
+    need_pip(gguf="gguf")
 
     shape = SHAPES[arguments.size]
-    with tqdm(total=sum(map(math.prod, tensors(shape).values())), unit="weights", unit_scale=True) as bar:
-        write(arguments.output, shape, bar.update)
+    with Console().bar("weights", sum(map(math.prod, tensors(shape).values()))) as advance:
+        write(arguments.output, shape, advance)
     print(f"{arguments.output} is made", file=sys.stderr)
 
 
@@ -121,36 +121,29 @@ def write(target: Path, shape: Shape, progress: Callable[[int], object]) -> None
 
     if target.exists():
         raise MonoedgeError(f"{target} exists already: choose another name, or delete it first")
-    partial: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         size = sum(map(_bytes, tensors(shape).values()))
         if (free := shutil.disk_usage(target.parent).free) < size + (16 << 20):
             raise MonoedgeError(f"{target} needs {size / 1e9:.2f} GB, there are {free / 1e9:.2f} GB free there")
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as stream:
-            partial = Path(stream.name)
-        writer = gguf.GGUFWriter(partial, "internlm2")
-        _write_facts(writer, shape)
-        kinds = gguf.GGMLQuantizationType
-        for name, sizes in tensors(shape).items():
-            kind, dtype = (kinds.F32, np.float32) if len(sizes) == 1 else (kinds.Q8_0, np.uint8)
-            # A quantized tensor is announced by the shape of its bytes.
-            rows = sizes if len(sizes) == 1 else (sizes[0], _bytes(sizes) // sizes[0])
-            writer.add_tensor_info(name, rows, np.dtype(dtype), _bytes(sizes), kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for name, sizes in tensors(shape).items():
-            writer.write_tensor_data(np.ones(sizes, np.float32) if len(sizes) == 1 else q8_0(name, sizes))
-            progress(math.prod(sizes))
-        writer.close()
-        partial.chmod(0o644)
-        partial.replace(target)
+        with replaced(target) as partial:
+            writer = gguf.GGUFWriter(partial, "internlm2")
+            _write_facts(writer, shape)
+            kinds = gguf.GGMLQuantizationType
+            for name, sizes in tensors(shape).items():
+                kind, dtype = (kinds.F32, np.float32) if len(sizes) == 1 else (kinds.Q8_0, np.uint8)
+                # A quantized tensor is announced by the shape of its bytes.
+                rows = sizes if len(sizes) == 1 else (sizes[0], _bytes(sizes) // sizes[0])
+                writer.add_tensor_info(name, rows, np.dtype(dtype), _bytes(sizes), kind)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for name, sizes in tensors(shape).items():
+                writer.write_tensor_data(np.ones(sizes, np.float32) if len(sizes) == 1 else q8_0(name, sizes))
+                progress(math.prod(sizes))
+            writer.close()
     except OSError as error:
         raise MonoedgeError(f"writing {target} failed: {error.strerror or error}; nothing was kept") from None
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
 
 
 def _write_facts(writer: object, shape: Shape) -> None:

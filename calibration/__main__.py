@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from calibration.options import read_options
-from calibration.progress import bar, progress
-from runtime.console.run import need, run, say
+from runtime.console.console import Console
+from runtime.console.run import need, run
 
 if TYPE_CHECKING:
     from calibration.calibrate import Options
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line, by default this process's, and calibrates, compares or inspects."""
     arguments = read_options(argv)
-    need("calibration", "onnx", "ml_dtypes", "matplotlib", "threadpoolctl", "tqdm")
+    need("calibration", "onnx", "ml_dtypes", "matplotlib", "threadpoolctl")
     if arguments.inspect is not None:
         from calibration.observed.inspect import inspect
 
-        print(inspect(arguments.inspect))  # noqa: T201
+        Console().write(inspect(arguments.inspect) + "\n")
     elif arguments.compare is not None:
         _compare(arguments)
     else:
@@ -41,6 +41,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     if given is not None:
         tests, _ = draw(given, arguments.test_samples, 0, arguments.seed, have_tests=True)
     output: Path = arguments.output
+    console = Console()
     report = calibrate(
         Bundle(arguments.bundle),
         observed,
@@ -50,22 +51,23 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         arguments.record or output.parent / f"{output.resolve().name}.observed.npz",
         apply_to=Bundle(arguments.apply_to) if arguments.apply_to is not None else None,
         overwrite=arguments.overwrite,
-        say=say,
-        make_progress=progress,
-        make_bar=lambda size: bar("writing", size, unit="B", unit_scale=True),
+        console=console,
     )
-    print(report.text())  # noqa: T201
+    console.write(report.text() + "\n")
     _write(report.json, report.html, arguments.report)
-    say(f'{output}: made; {output / REPORT_HTML} is the report; try\n  python -m runtime.chat --bundle {output} "…"')
+    console.say(
+        f'{output}: made; {output / REPORT_HTML} is the report; try\n  python -m runtime.chat --bundle {output} "…"'
+    )
 
 
 def _compare(arguments: argparse.Namespace) -> None:
     from calibration.compare import compare
     from calibration.data import draw
 
+    console = Console()
     tests, _ = draw(_read(arguments.data, arguments), arguments.test_samples, 0, arguments.seed, have_tests=True)
-    report = compare(tuple(arguments.compare), tests, _options(arguments), make_progress=progress)
-    print(report.text())  # noqa: T201
+    report = compare(tuple(arguments.compare), tests, _options(arguments), console)
+    console.write(report.text() + "\n")
     _write(report.json, report.html, arguments.report)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,14 +23,11 @@ from calibration.trial.prober import Asker, check_examples
 from export.quantized.bundle import check_source, write_quantized
 from export.quantized.quantizable import Site, choose_sites, find_sites
 from export.quantized.weights import DecoderWeights
-from export.writer import BundleWriter, MakeBar
+from export.writer import BundleWriter
 from runtime.bundle.manifest import CPU, QDQ, TOKENIZER
 from runtime.bundle.reader import Bundle
+from runtime.console.console import SILENT, Console
 from runtime.model import load
-
-Say = Callable[[str], object]
-MakeProgress = Callable[[str, int], Callable[[int], object]]
-"""A progress bar for a named number of things, as a function to be called with how many more are done."""
 
 REPORT_JSON, REPORT_HTML = "calibration.json", "calibration.html"
 """Names of the report in a bundle."""
@@ -81,9 +78,7 @@ def calibrate(
     *,
     apply_to: Bundle | None = None,
     overwrite: bool = False,
-    say: Say,
-    make_progress: MakeProgress,
-    make_bar: MakeBar | None = None,
+    console: Console = SILENT,
 ) -> Report:
     """Makes a quantized bundle.
 
@@ -97,9 +92,7 @@ def calibrate(
             complete is used again.
         apply_to: the same model in another number format, to be quantized instead.
         overwrite: replace a bundle that is there.
-        say: told each step as one line.
-        make_progress: makes progress bars.
-        make_bar: makes that of writing, over bytes.
+        console: told each step, and the progress.
 
     Raises:
         CalibrationError: something does not fit, or the budget does not hold; nothing was written then.
@@ -122,20 +115,23 @@ def calibrate(
 
     model = load(bundle.folder, threads=options.threads)
     asker = Asker(model, options.max_tiles, options.max_new_tokens)
-    check_examples(asker, [*examples, *tests], make_progress("reading", len(examples) + len(tests)))
-    record = _observe(bundle, graph, sites, examples, options, record_file, say, make_progress)
+    with console.bar("reading", len(examples) + len(tests)) as advance:
+        check_examples(asker, [*examples, *tests], advance)
+    record = _observe(bundle, graph, sites, examples, options, record_file, console)
     started = time.perf_counter()
-    chosen = choose(bundle, sites, record, options.choice, make_progress("scales", len(sites)), options.kv_cache)
-    say(f"chose the scales of {len(sites)} matrices in {time.perf_counter() - started:.0f} s")
+    with console.bar("scales", len(sites)) as advance:
+        chosen = choose(bundle, sites, record, options.choice, advance, options.kv_cache)
+    console.say(f"chose the scales of {len(sites)} matrices in {time.perf_counter() - started:.0f} s")
 
-    say(f"measuring with {len(tests)} other questions")
-    reference = Reference(asker, tests, make_progress("answers before", len(tests)), record_file.parent)
-    trials = Trials(bundle, reference, asker, form, options.threads, make_progress)
+    console.say(f"measuring with {len(tests)} other questions")
+    with console.bar("answers before", len(tests)) as advance:
+        reference = Reference(asker, tests, advance, record_file.parent)
+    trials = Trials(bundle, reference, asker, form, options.threads, console)
     trial = trials.run(chosen.plan, "answers after")
     if options.max_kl is not None:
-        trial = hold(trials, trial, options.max_kl, say)
+        trial = hold(trials, trial, options.max_kl, console)
         if trial.kept:
-            say(f"left as they are, to hold the budget: {', '.join(map(name, trial.kept))}")
+            console.say(f"left as they are, to hold the budget: {', '.join(map(name, trial.kept))}")
     report = _report(bundle, source, record, tests, options, form, chosen, trial, reference)
     write_quantized(
         source,
@@ -144,7 +140,7 @@ def calibrate(
         form=form,
         record={REPORT_JSON: report.json().encode(), REPORT_HTML: report.html().encode()},
         overwrite=overwrite,
-        make_bar=make_bar,
+        console=console,
     )
     return report
 
@@ -156,8 +152,7 @@ def _observe(
     examples: Sequence[Example],
     options: Options,
     file: Path,
-    say: Say,
-    make_progress: MakeProgress,
+    console: Console,
 ) -> Record:
     """The complete record: read, completed or made."""
     origin = Origin(
@@ -173,17 +168,17 @@ def _observe(
     if file.exists():
         record = Record.load(file)
         record.require(origin, file)
-        say(f"{file}: {record.done} of {len(examples)} examples have been observed")
+        console.say(f"{file}: {record.done} of {len(examples)} examples have been observed")
     else:
         record = Record.nothing(origin, [site.channels for site in sites])
     if not record.complete:
         known = {site.matrix: site for site in find_sites(graph)}
         observed = [known[matrix] for matrix in record.origin.matrices]
         started, before = time.perf_counter(), record.done
-        progress = make_progress("observing", len(examples))
-        observe(bundle, graph, observed, examples, record, file, progress, options.threads)
+        with console.bar("observing", len(examples)) as advance:
+            observe(bundle, graph, observed, examples, record, file, advance, options.threads)
         seconds = time.perf_counter() - started
-        say(f"observed {len(examples) - before} examples in {seconds:.0f} s; the record is {file}")
+        console.say(f"observed {len(examples) - before} examples in {seconds:.0f} s; the record is {file}")
     return record
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from calibration.data import Example, digest
 from calibration.reporting.report import Report, comparison_report, stored_size
 from calibration.trial.measure import Reference
 from calibration.trial.prober import Asker, check_examples
+from runtime.console.console import Console
 from runtime.model import load
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def compare(
     bundles: tuple[Path, Path],
     tests: Sequence[Example],
     options: Options,
-    make_progress: Callable[[str, int], Callable[[int], object]],
+    console: Console,
 ) -> Report:
     """Measures how far the answers of a bundle are from those of another.
 
@@ -29,7 +30,7 @@ def compare(
         bundles: folder of the bundle whose answers are followed, and of the other; both may be quantized.
         tests: the questions.
         options: of the questions and the threads; the others mean nothing here.
-        make_progress: a progress bar for a named number of questions.
+        console: shown the progress.
 
     Raises:
         CalibrationError: a question cannot be read, or the bundles are of different models.
@@ -38,9 +39,12 @@ def compare(
     askers = [
         Asker(load(folder, threads=options.threads), options.max_tiles, options.max_new_tokens) for folder in bundles
     ]
-    check_examples(askers[0], tests, make_progress("reading", len(tests)))
-    reference = Reference(askers[0], tests, make_progress("answers before", len(tests)), Path(tempfile.gettempdir()))
-    comparison, speed = reference.compare(askers[1], make_progress("answers after", len(tests)))
+    with console.bar("reading", len(tests)) as advance:
+        check_examples(askers[0], tests, advance)
+    with console.bar("answers before", len(tests)) as advance:
+        reference = Reference(askers[0], tests, advance, Path(tempfile.gettempdir()))
+    with console.bar("answers after", len(tests)) as advance:
+        comparison, speed = reference.compare(askers[1], advance)
     manifests = [asker.model.bundle.manifest for asker in askers]
     return comparison_report(
         manifests[0],

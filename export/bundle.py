@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import fields, replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -20,11 +19,12 @@ from export.model.trace import Graph, trace_decoder, trace_vision
 from export.model.weights import embeddings_size, write_embeddings, write_weights
 from export.passes.portable import portable
 from export.quantized import parts
-from export.writer import BundleWriter, MakeBar
+from export.writer import BundleWriter
 from plugins_trt import function
 from plugins_trt.schema import DOMAIN, VERSION
 from runtime.bundle.manifest import CHAT_TEMPLATE, DECODER_GRAPH, TOKENIZER, VISION_GRAPH, Manifest, ModelFacts
 from runtime.bundle.reader import size_text
+from runtime.console.console import Console
 from runtime.errors import BackendError
 from runtime.images.preprocess import ImageProcessor
 
@@ -37,9 +37,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-Say = Callable[[str], None]
-
-
 def export_bundle(
     checkpoint: Checkpoint,
     name: str,
@@ -47,8 +44,7 @@ def export_bundle(
     precision: str,
     max_length: int | None,
     overwrite: bool,
-    say: Say,
-    make_bar: MakeBar,
+    console: Console,
     opset: int = function.OPSET,
     cpu_weights: str | None = None,
 ) -> Manifest:
@@ -61,8 +57,7 @@ def export_bundle(
         precision: ``fp32``, ``bf16`` or ``fp16``.
         max_length: tokens that a conversation may have; None for the default.
         overwrite: replace a bundle that is there already.
-        say: told each step as one line.
-        make_bar: a progress bar over a number of bytes.
+        console: told each step, and the progress.
         opset: of the graphs, as they are traced or that of ``export.passes.portable``.
         cpu_weights: one of ``export.cpu_target.CPU_WEIGHTS``, for a decoder in form ``cpu``, beside which
             ``precision`` is fp32. None for one that any runtime takes.
@@ -74,7 +69,7 @@ def export_bundle(
     config = checkpoint.config
     length = _checked_length(config, max_length)
     with BundleWriter(target, overwrite) as writer:
-        say("tracing the graphs (no weights in memory)")
+        console.say("tracing the graphs (no weights in memory)")
         graphs = {
             VISION_GRAPH: trace_vision(config, precision),
             DECODER_GRAPH: trace_decoder(config, precision, length),
@@ -89,13 +84,13 @@ def export_bundle(
         size += 0 if decoder is None else parts.size(decoder.parts)
         # Graphs, tokenizer and templates are a few megabytes.
         writer.require_space(size + (16 << 20))
-        say(f"writing {size_text(size)} of weights as {cpu_weights or precision}")
-        with make_bar(size) as bar:
+        console.say(f"writing {size_text(size)} of weights as {cpu_weights or precision}")
+        with console.bar("weights", size, "B") as advance:
             for graph in graphs.values():
-                write_weights(writer, graph, checkpoint, precision, length, bar.update)
+                write_weights(writer, graph, checkpoint, precision, length, advance)
             if decoder is not None:
-                parts.write(decoder.parts, writer, bar)
-            write_embeddings(writer, checkpoint, precision, bar.update)
+                parts.write(decoder.parts, writer, advance)
+            write_embeddings(writer, checkpoint, precision, advance)
         for file, graph in graphs.items():
             writer.write(file, graph.model.SerializeToString(deterministic=True))
         writer.write(TOKENIZER, checkpoint.tokenizer_json.encode())
@@ -113,29 +108,29 @@ def export_bundle(
         )
         if decoder is not None:
             for line in check_cpu_bundle(writer.draft(manifest), checkpoint):
-                say(line)
+                console.say(line)
             return writer.commit(manifest)
         for line in check_bundle(writer.folder, checkpoint, precision, length):
-            say(line)
-        _record(writer, manifest, say, make_bar)
+            console.say(line)
+        _record(writer, manifest, console)
         return writer.commit(manifest)
 
 
-def _record(writer: BundleWriter, manifest: Manifest, say: Say, make_bar: MakeBar) -> None:
+def _record(writer: BundleWriter, manifest: Manifest, console: Console) -> None:
     """The recorded set, where ONNX Runtime is there to make it."""
     remedy = f"later: python -m export.recording --bundle {writer.target}"
     if find_spec("onnxruntime") is None:
-        say(f"not recorded: onnxruntime is not installed; pip install 'monoedge[cpu]' adds it, and {remedy}")
+        console.say(f"not recorded: onnxruntime is not installed; pip install 'monoedge[cpu]' adds it, and {remedy}")
         return
     from export.recorded import make as recording_make
 
     bundle = writer.draft(manifest)
-    say("recording what engines will be compared with")
+    console.say("recording what engines will be compared with")
     try:
-        with make_bar(recording_make.weights_size(bundle)) as bar:
-            files = recording_make.record(bundle, bar.update)
+        with console.bar("weights", recording_make.weights_size(bundle), "B") as advance:
+            files = recording_make.record(bundle, advance)
     except BackendError as error:
-        say(f"not recorded: {error}; {remedy}")
+        console.say(f"not recorded: {error}; {remedy}")
         return
     for name, data in files.items():
         writer.write(name, data)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from export.engines.target import TARGETS
-from runtime.console.run import need, run, say
+from runtime.console.console import Console
+from runtime.console.run import need, run
 
 _DESCRIPTION = """\
 Builds TensorRT plans of a bf16 or fp16 bundle: one for the decoder, with a profile for prefill and one for
@@ -44,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _add_options(parser)
     arguments = parser.parse_args(argv)
 
-    need("export", "onnx", "tqdm")
+    need("export", "onnx")
     from export.engines import build as engine_build
     from export.engines import trtexec as engine_trtexec
     from export.engines.device import find_device
@@ -77,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_chip(bundle.manifest, capability)
     options = Options(target, capability, max_length, arguments.max_batch)
 
+    console = Console()
     if prints:
         try:
             plugin: Path | None = engine_build.find_plugin(arguments.plugin)
@@ -87,13 +87,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         made = plans(bundle, options)
         if arguments.write_onnx is not None:
             engine_trtexec.write_graphs(bundle, made, arguments.write_onnx, arguments.overwrite)
-            say(f"{arguments.write_onnx}: the graphs of both plans, with links to their weights")
+            console.say(f"{arguments.write_onnx}: the graphs of both plans, with links to their weights")
         if arguments.print_trtexec:
-            print(engine_trtexec.script(bundle, options, made, plugin, arguments.write_onnx))  # noqa: T201
+            console.write(engine_trtexec.script(bundle, options, made, plugin, arguments.write_onnx) + "\n")
         return
     plugin = engine_build.find_plugin(arguments.plugin)
     if arguments.register:
-        engine_build.register(bundle, options, arguments.register, plugin, device, arguments.overwrite, say)
+        engine_build.register(bundle, options, arguments.register, plugin, device, arguments.overwrite, console)
         return
     engine_build.build(
         bundle,
@@ -103,8 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         (arguments.timing_cache or _timing_cache(capability)) if target.timing_cache else None,
         device,
         arguments.overwrite,
-        say,
-        _bar,
+        console,
     )
 
 
@@ -136,33 +135,12 @@ def _check(arguments: argparse.Namespace) -> None:
     bundle, device = Bundle(arguments.bundle), find_device()
     if device is None:
         raise BackendError("there is no GPU here: run this on the device that the engines are for")
-    engine_verify.check(bundle, arguments.target, engine_build.find_plugin(arguments.plugin), device, say)
+    engine_verify.check(bundle, arguments.target, engine_build.find_plugin(arguments.plugin), device, Console())
 
 
 def _timing_cache(capability: int) -> Path:
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return caches / f"monoedge/trt-sm{capability}.timing"
-
-
-@contextmanager
-def _bar(name: str) -> Iterator[Callable[[str, float], None]]:
-    from tqdm import tqdm
-
-    with tqdm(
-        total=100,
-        desc=name,
-        bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} {postfix}",
-        file=sys.stderr,
-        disable=None,  # where nobody watches
-        leave=False,
-    ) as bar:
-
-        def progress(phase: str, fraction: float) -> None:
-            bar.set_postfix_str(phase, refresh=False)
-            # A phase that begins may be counted back.
-            bar.update(max(100 * fraction - bar.n, 0))
-
-        yield progress
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from pathlib import Path
 from export.cpu_target import CPU_TARGET, CPU_WEIGHTS, FP32
 from export.engines.target import PORTABLE_TARGET
 from runtime.bundle.manifest import PRECISIONS
-from runtime.console.run import bar_options, need, run, say
+from runtime.console.console import Console
+from runtime.console.run import need, run
 from runtime.errors import OptionError
 
 _DESCRIPTION = """\
@@ -73,8 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise OptionError(f"--weights {arguments.weights} is for --target cpu: add that, or leave it out")
     if arguments.target == CPU_TARGET and arguments.dtype != "fp32":
         raise OptionError(f"a CPU computes in fp32 beside its weights: leave out --dtype {arguments.dtype}")
-    need("export", "torch", "onnx", "onnxscript", "safetensors", "huggingface_hub", "tqdm")
-    from tqdm import tqdm
+    need("export", "torch", "onnx", "onnxscript", "safetensors", "huggingface_hub")
 
     from export.bundle import export_bundle
     from export.checkpoint.reader import Checkpoint, locate
@@ -86,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     BundleWriter(arguments.output, arguments.overwrite)  # refuses a target that exists before a long download
     folder = locate(arguments.ckpt)
     checkpoint = Checkpoint(folder)
-    say(
+    console = Console()
+    console.say(
         f"{arguments.ckpt}: Mono-InternVL {checkpoint.config.version}, {checkpoint.config.num_hidden_layers} layers, "
         f"hidden {checkpoint.config.hidden_size}, {size_text(checkpoint.source_bytes)}"
     )
@@ -99,17 +100,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         overwrite=arguments.overwrite,
         opset=PORTABLE_OPSET if arguments.target == PORTABLE_TARGET else OPSET,
         cpu_weights=(arguments.weights or FP32) if arguments.target == CPU_TARGET else None,
-        say=say,
-        make_bar=lambda size: tqdm(
-            total=size,
-            unit="B",
-            unit_scale=True,
-            desc="weights",
-            **bar_options(),
-        ),
+        console=console,
     )
     total = sum(record.size for record in manifest.files.values())
-    say(
+    console.say(
         f"{arguments.output}: {size_text(total)}, conversations of up to {manifest.model.max_length} tokens; try\n"
         f'  python -m runtime.chat --bundle {arguments.output} --image PHOTO "What is in the picture?"'
     )

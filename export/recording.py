@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtime.console.run import need, run, say
+from runtime.console.console import Console
+from runtime.console.run import need, run
 
 _DESCRIPTION = """\
 Records what ONNX Runtime makes of a prompt with a picture, computed in float32 from the bundle's own weights, so
@@ -34,10 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--max-length", type=int, metavar="N", help="tokens that the caches in those files hold (default: an engine's)")
     arguments = parser.parse_args(argv)
 
-    need("export", "onnx", "ml_dtypes", "tqdm")
+    need("export", "onnx", "ml_dtypes")
     need("cpu", "onnxruntime")
-    from tqdm import tqdm
-
     from export.recorded import files, make
     from export.recorded import format as form
     from runtime.bundle.manifest import RECORDING
@@ -47,24 +45,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.max_length is not None and arguments.output is None:
         raise OptionError("--max-length is for the files of -o: name a folder for them")
     bundle = Bundle(arguments.bundle)
-    reason = form.why_missing(bundle)
+    console, reason = Console(), form.why_missing(bundle)
     if reason or arguments.overwrite:
-        with tqdm(
-            total=make.weights_size(bundle), unit="B", unit_scale=True, desc="recording", file=sys.stderr, disable=None
-        ) as bar:
-            recorded = make.record(bundle, bar.update)
+        with console.bar("weights", make.weights_size(bundle), "B") as advance:
+            recorded = make.record(bundle, advance)
         make.put(bundle, recorded)
-        say(f"{bundle.path(RECORDING)}: recorded" + (f", since {reason}" if reason else " again"))
+        console.say(f"{bundle.path(RECORDING)}: recorded" + (f", since {reason}" if reason else " again"))
         bundle = Bundle(arguments.bundle)
     elif arguments.output is None:
-        say(f"{bundle.path(RECORDING)} is up to date; --overwrite records it again")
+        console.say(f"{bundle.path(RECORDING)} is up to date; --overwrite records it again")
     if arguments.output is not None:
         recording = form.read(bundle)
         length = files.choose_length(bundle, recording, arguments.max_length)
         files.write(bundle, recording, length, arguments.output)
-        say(f"{arguments.output}: the first recorded call of each graph, with caches of {length} tokens")
+        console.say(f"{arguments.output}: the first recorded call of each graph, with caches of {length} tokens")
         for line in files.commands(bundle, recording, length, arguments.output):
-            print(line)  # noqa: T201 - a command line speaks
+            console.write(line + "\n")
 
 
 if __name__ == "__main__":

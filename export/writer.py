@@ -6,33 +6,21 @@ Files go into a hidden folder beside the target; the manifest comes last, and a 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from runtime.bundle.manifest import MANIFEST, FileRecord, Manifest
 from runtime.bundle.reader import Bundle, size_text
+from runtime.console.files import replaced
 from runtime.errors import BundleError
 
 ALIGNMENT = 4096
 """External data of graphs starts at multiples of a memory page, so that runtimes can map it in place."""
-
-
-class Bar(Protocol):
-    """The part of a progress bar that writers of bundles use."""
-
-    def update(self, n: int) -> object:
-        """Moves on by ``n`` bytes."""
-
-
-MakeBar = Callable[[int], AbstractContextManager[Bar]]
-"""A progress bar over a number of bytes."""
 
 
 class HashingFile:
@@ -181,9 +169,5 @@ def rewrite_manifest(folder: Path, change: Callable[[Manifest], Manifest]) -> No
     """
     path = folder / MANIFEST
     manifest = change(Manifest.from_json(path.read_text(encoding="utf-8")))
-    beside = folder / f".{MANIFEST}.partial-{os.getpid()}"
-    try:
+    with replaced(path) as beside:
         beside.write_text(manifest.to_json(), encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

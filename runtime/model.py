@@ -78,7 +78,7 @@ def load(
     backend: str | None = None,
     threads: int | None = None,
     verify: bool = False,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Model:
     """Loads a bundle once for many sessions.
 

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = {"export", "plugins_trt", "runtime", "calibration"}
-BASE = {"numpy", "PIL", "tokenizers"}
+BASE = {"numpy", "PIL", "tokenizers", "tqdm"}
 """What installing monoedge without extras brings."""
 BACKENDS = {"onnxruntime", "pycuda", "cuda"}
 """What backends import, each when it is chosen."""
@@ -103,7 +103,7 @@ def test_missing_onnxruntime_names_its_extra(tiny_v1_bundle: Path) -> None:
     assert "pip install 'monoedge[cpu]'" in result.stdout, result.stderr
 
 
-@pytest.mark.parametrize("module", ["torch", "onnx", "onnxscript", "safetensors", "huggingface_hub", "tqdm"])
+@pytest.mark.parametrize("module", ["torch", "onnx", "onnxscript", "safetensors", "huggingface_hub"])
 def test_missing_export_package_names_its_extra(module: str, tmp_path: Path) -> None:
     arguments = ["x", "--ckpt", "tests/data/golden/tiny-v1/checkpoint", "-o", str(tmp_path / "b")]
     code = f"from runtime.console.run import run\nfrom export.onnx import main\nsys.argv = {arguments!r}\nrun(main)"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -19,6 +18,7 @@ import numpy as np
 from calibration.errors import CalibrationError
 from calibration.observed.statistics import HALVES, PHASES, Observed, Rows, Statistics, nothing
 from runtime.bundle.manifest import REQUIRED_FILES, Manifest
+from runtime.console.files import replaced
 
 FORMAT = "monoedge-observation-2"
 """1 had no caches."""
@@ -99,16 +99,9 @@ class Record:
         arrays |= {_cache_place(name): largest for name, largest in self.caches.items()}
         arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
         try:
-            with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as stream:
-                partial = Path(stream.name)
-                try:
-                    np.savez(stream, allow_pickle=False, **arrays)
-                    stream.close()
-                    partial.chmod(0o644)
-                    partial.replace(file)
-                except BaseException:
-                    partial.unlink(missing_ok=True)
-                    raise
+            # Opened here: given a name, numpy adds an ending to it.
+            with replaced(file) as partial, partial.open("wb") as stream:
+                np.savez(stream, allow_pickle=False, **arrays)
         except OSError as error:
             raise CalibrationError(f"the record {file} cannot be written: {error.strerror}") from None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from calibration.errors import CalibrationError
@@ -11,6 +11,7 @@ from calibration.trial.measure import Comparison, Reference, Speed
 from calibration.trial.prober import Asker
 from export.quantized.plan import QuantizationPlan
 from runtime.bundle.reader import Bundle
+from runtime.console.console import Console
 
 SENSITIVITY_EXAMPLES = 8
 """Questions that each layer by itself is measured with; the whole plan is measured with all."""
@@ -51,7 +52,7 @@ class Trials:
         asker: the options of the questions.
         form: of the quantized decoder.
         threads: as the runtime takes them.
-        make_progress: a progress bar for a named number of questions.
+        console: shown the progress.
     """
 
     def __init__(
@@ -61,21 +62,22 @@ class Trials:
         asker: Asker,
         form: str,
         threads: int | None,
-        make_progress: Callable[[str, int], Callable[[int], object]],
+        console: Console,
     ) -> None:
         self._bundle, self._reference, self._asker = bundle, reference, asker
-        self._form, self._threads, self._make_progress = form, threads, make_progress
+        self._form, self._threads, self._console = form, threads, console
 
     def run(self, plan: QuantizationPlan, name: str, examples: int | None = None) -> Trial:
         """Measures one plan, over all questions or the first so many."""
         model = candidate(self._bundle, plan, self._form, self._threads)
         asker = Asker(model, self._asker.max_tiles, self._asker.max_new_tokens)
         count = len(self._reference.answered[:examples])
-        comparison, speed = self._reference.compare(asker, self._make_progress(name, count), examples)
+        with self._console.bar(name, count) as advance:
+            comparison, speed = self._reference.compare(asker, advance, examples)
         return Trial(plan, comparison, speed)
 
 
-def hold(trials: Trials, whole: Trial, budget: float, say: Callable[[str], object]) -> Trial:
+def hold(trials: Trials, whole: Trial, budget: float, console: Console) -> Trial:
     """The plan with the most layers quantized whose mean KL is within a budget.
 
     Each layer is measured by itself first. Then the worst are left as they are, as many as it takes: found by halving,
@@ -85,7 +87,7 @@ def hold(trials: Trials, whole: Trial, budget: float, say: Callable[[str], objec
         trials: what measures.
         whole: the plan with everything quantized, measured.
         budget: most mean KL, in nats.
-        say: told each finding as one line.
+        console: told each finding.
 
     Raises:
         CalibrationError: no layer can be quantized within it.
@@ -93,7 +95,9 @@ def hold(trials: Trials, whole: Trial, budget: float, say: Callable[[str], objec
     if whole.mean_kl <= budget:
         return whole
     layers = sorted(layers_of(whole.plan), key=_place)
-    say(f"mean KL {whole.mean_kl:.2e} is above the budget of {budget:.2e}: measuring each of {len(layers)} layers")
+    console.say(
+        f"mean KL {whole.mean_kl:.2e} is above the budget of {budget:.2e}: measuring each of {len(layers)} layers"
+    )
     sensitivity = {
         layer: trials.run(only(whole.plan, layer), name(layer), SENSITIVITY_EXAMPLES).mean_kl for layer in layers
     }
@@ -103,7 +107,7 @@ def hold(trials: Trials, whole: Trial, budget: float, say: Callable[[str], objec
     while fewest <= most:
         count = (fewest + most) // 2
         trial = trials.run(without(whole.plan, worst[:count]), f"without {count} layers")
-        say(f"without {_names(worst[:count])}: mean KL {trial.mean_kl:.2e}")
+        console.say(f"without {_names(worst[:count])}: mean KL {trial.mean_kl:.2e}")
         if trial.mean_kl <= budget:
             holds, most = trial, count - 1
             holds.kept = tuple(worst[:count])

@@ -6,7 +6,7 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,9 @@ import digits
 import shapes
 from task import Question, Scene, Task
 
+from runtime.console.console import Console
 from runtime.console.files import new_folder
-from runtime.console.run import bar_options, need, run
+from runtime.console.run import run
 
 _DESCRIPTION = """\
 Draws pictures with questions and true answers into a new folder: pictures/*.png, and data.jsonl with one
@@ -90,19 +91,13 @@ def write(target: Path, stream: Iterator[Item], total: int) -> None:
         (folder / "pictures").mkdir()
         drawn = -1
         with (folder / DATA_FILE).open("w", encoding="utf-8") as lines:
-            for item in _bar(stream, total):
+            for item in Console().track(stream, "drawing", total, "question"):
                 image = None if item.in_words is not None else f"pictures/{item.number:06}.png"
                 if image is not None and item.number != drawn:
                     item.scene.draw().save(folder / image)
                     drawn = item.number
                 record = {"image": image, "prompt": item.prompt, "answer": item.question.answer}
                 lines.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
-def _bar(stream: Iterator[Item], total: int) -> Iterable[Item]:
-    from tqdm import tqdm
-
-    return tqdm(stream, total=total, unit="question", desc="drawing", **bar_options())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -136,7 +131,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         if kind not in task.KINDS:
             parser.error(f"argument --kinds: expected some of {', '.join(task.KINDS)}, got {kind}")
 
-    need("export", "tqdm")
     stream = items(task, arguments.count, arguments.seed, arguments.kinds, arguments.text_only)
     write(arguments.output, stream, arguments.count)
     print(f"{arguments.output / DATA_FILE}: {arguments.count} questions", file=sys.stderr)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from data import TASKS, Item, items
 
-from runtime.console.run import bar_options, need, run
+from runtime.console.console import Console
+from runtime.console.run import run
 from runtime.model import Model
 
 _DESCRIPTION = """\
@@ -36,15 +37,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"argument --count: expected 1 or more, got {arguments.count}")
     if not 0 <= arguments.text_only <= 1:
         parser.error(f"argument --text-only: expected 0 to 1, got {arguments.text_only}")
-    need("export", "tqdm")
-    from tqdm import tqdm
-
     import runtime
 
     model = runtime.load(arguments.bundle)
     asked = items(TASKS[arguments.task], arguments.count, arguments.seed, text_only=arguments.text_only)
-    bar = tqdm(asked, total=arguments.count, unit="question", **bar_options())
-    results = [(item, answer(model, item)) for item in bar]
+    tracked = Console().track(asked, "asking", arguments.count, "question")
+    results = [(item, answer(model, item)) for item in tracked]
     if arguments.wrong:
         for item, said in results:
             if said != item.question.answer:

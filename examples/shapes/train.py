@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.console.run import bar_options, need, run, say
+from runtime.console.console import Console
+from runtime.console.run import need, run
 from runtime.errors import MonoedgeError
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from student import Student
 
     from export.checkpoint.config import ModelConfig
+
+CONSOLE = Console()
 
 _DESCRIPTION = """\
 Trains a small Mono-InternVL to answer questions about drawn shapes, by the recipe of the real one:
@@ -61,7 +64,7 @@ MAX_LENGTH = 1024
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line and trains."""
     arguments = _arguments(argv)
-    need("export", "torch", "safetensors", "tqdm")
+    need("export", "torch", "safetensors")
     need("train", "matplotlib")
     import torch
     from course import COURSE
@@ -129,14 +132,14 @@ def train(
     settings = Settings(task_name, seed, course, sizes, language_digest(student) if language else None)
     trainer = Trainer(output, settings, student, lessons, TASKS[task_name], [TASKS[name] for name in LANGUAGE_TASKS])
     if trainer.step or trainer.stage:
-        say(f"{output}: goes on after step {trainer.step} of stage {trainer.stage + 1} of {len(course)}")
+        CONSOLE.say(f"{output}: goes on after step {trainer.step} of stage {trainer.stage + 1} of {len(course)}")
     trainer.run(_bar, until)
     draw_curve(output)
     if not trainer.done:
         return
     save(student, TEMPLATE, sizes, output / "checkpoint")
-    say(f"the language part is as it was when it was frozen: SHA-256 {language_digest(student)}")
-    say(
+    CONSOLE.say(f"the language part is as it was when it was frozen: SHA-256 {language_digest(student)}")
+    CONSOLE.say(
         f"{output / 'checkpoint'} is made; try\n"
         f"  python -m export.onnx --ckpt {output / 'checkpoint'} -o bundle/\n"
         f"  python examples/shapes/evaluate.py --bundle bundle/ --task {task_name}"
@@ -202,17 +205,17 @@ def _shortened(
     task, tasks = TASKS[task_name], [TASKS[name] for name in LANGUAGE_TASKS]
     needed = sum(stage.steps * seconds_a_step(stage, student, lessons, task, tasks) for stage in course)
     share = min(1.0, 60 * minutes / needed)
-    say(f"the whole course takes about {needed / 60:.0f} minutes here, {minutes:g} minutes are {share:.0%} of it")
+    CONSOLE.say(
+        f"the whole course takes about {needed / 60:.0f} minutes here, {minutes:g} minutes are {share:.0%} of it"
+    )
     if share < 0.5:
-        say("expect a student that has learned the form of the answers and only part of their content")
+        CONSOLE.say("expect a student that has learned the form of the answers and only part of their content")
     return tuple(replace(stage, steps=max(10, round(stage.steps * share))) for stage in course)
 
 
 def _bar(steps: Iterable[int], stage: Stage, done: int) -> Iterator[int]:
-    from tqdm import tqdm
-
-    say(f"{stage.name}: {stage.about}")
-    yield from tqdm(steps, desc=stage.name, initial=done, total=stage.steps, unit="step", **bar_options(30))
+    CONSOLE.say(f"{stage.name}: {stage.about}")
+    yield from CONSOLE.track(steps, stage.name, stage.steps, "step", done)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from student import Student
 from task import Task
 
+from runtime.console.files import replaced
 from runtime.errors import MonoedgeError
 
 STATE_FILE, LOG_FILE = "state.safetensors", "log.jsonl"
@@ -172,10 +173,9 @@ class Trainer:
             "frozen": self.frozen or "",
             "log": json.dumps(self._log),
         }
-        partial = self.folder / f".{STATE_FILE}.partial"
         try:
-            save_file(tensors, partial, metadata=metadata)
-            partial.replace(self.folder / STATE_FILE)
+            with replaced(self.folder / STATE_FILE) as partial:
+                save_file(tensors, partial, metadata=metadata)
             lines = "".join(json.dumps(record) + "\n" for record in self._log)
             (self.folder / LOG_FILE).write_text(lines, encoding="utf-8")
         except (OSError, SafetensorError) as error:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from pathlib import Path
 
 from export.engines import store
 from export.engines.device import Device
 from export.engines.plan import Options, Plan, record
-from export.engines.process import Progress, build_plan
+from export.engines.process import build_plan
 from export.engines.verify import verify
 from runtime.backends.plugin_library import plugin_library
 from runtime.bundle.engines import WEIGHTS, plan_name
 from runtime.bundle.manifest import EngineRecord
 from runtime.bundle.reader import Bundle, sha256_of, size_text
+from runtime.console.console import Console
 from runtime.errors import BackendError, OptionError
-
-Say = Callable[[str], None]
-MakeBar = Callable[[str], AbstractContextManager[Progress]]
 
 
 def find_plugin(named: Path | None) -> Path:
@@ -42,8 +39,7 @@ def build(
     timing_cache: Path | None,
     device: Device | None,
     overwrite: bool,
-    say: Say,
-    make_bar: MakeBar,
+    console: Console,
 ) -> dict[str, EngineRecord]:
     """Builds plans into a bundle and stamps them in its manifest; all of them, or none.
 
@@ -55,8 +51,7 @@ def build(
         timing_cache: the file to read and renew, if the target has one.
         device: the GPU here, if there is one.
         overwrite: replace plans that are there.
-        say: told each step as one line.
-        make_bar: a progress bar for the plan of a name.
+        console: told each step, and the progress.
 
     Raises:
         BundleError: the bundle cannot be written, or not enough.
@@ -65,13 +60,13 @@ def build(
     plugin_sha256 = sha256_of(plugin)
     store.refuse_existing(bundle, [plan.name for plan in plans], plugin_sha256, overwrite)
     sizes = {plan.graph: bundle.manifest.files[WEIGHTS[plan.graph]].size for plan in plans}
-    require_memory(options, device, max(sizes.values()), say)
+    require_memory(options, device, max(sizes.values()), console)
     records: dict[str, EngineRecord] = {}
     with store.workplace(bundle) as folder:
         store.require_space(folder, sum(sizes.values()))
         for plan in plans:
-            say(f"building {plan.name}")
-            with make_bar(Path(plan.name).name) as progress:
+            console.say(f"building {plan.name}")
+            with console.phases(Path(plan.name).name) as tell:
                 file, version = build_plan(
                     plan,
                     options.target,
@@ -80,14 +75,16 @@ def build(
                     folder / Path(plan.name).name,
                     plugin,
                     timing_cache,
-                    progress,
-                    say,
+                    tell,
+                    console.say,
                 )
             records[plan.name] = record(bundle.manifest, options, plan.graph, file, version, plugin_sha256)
             profiles = f"{len(plan.profiles)} profile{'s' if len(plan.profiles) > 1 else ''}"
-            say(f"{bundle.path(plan.name)}: {size_text(file.size)}, {profiles}, {options.target.title} {version}")
+            console.say(
+                f"{bundle.path(plan.name)}: {size_text(file.size)}, {profiles}, {options.target.title} {version}"
+            )
         partial = {plan.name: folder / Path(plan.name).name for plan in plans}
-        _verify(bundle, partial, records, plugin, device, say)
+        _verify(bundle, partial, records, plugin, device, console)
         store.put_in_place(bundle, partial, records)
     return records
 
@@ -98,17 +95,17 @@ def _verify(
     records: Mapping[str, EngineRecord],
     plugin: Path,
     device: Device | None,
-    say: Say,
+    console: Console,
 ) -> None:
     """What disagrees with the recorded set is not registered; see ``engine_verify.verify``."""
     new = {record.graph: (partial.get(name, bundle.path(name)), record) for name, record in records.items()}
     try:
-        verify(bundle, new, bundle.manifest.engines, plugin, device, say)
+        verify(bundle, new, bundle.manifest.engines, plugin, device, console)
     except BackendError as error:
         raise BackendError(f"{error}; nothing was registered") from None
 
 
-def require_memory(options: Options, device: Device | None, weights: int, say: Say) -> None:
+def require_memory(options: Options, device: Device | None, weights: int, console: Console) -> None:
     """Looks at memory before a long build: weights are the least that is needed.
 
     Raises:
@@ -120,14 +117,16 @@ def require_memory(options: Options, device: Device | None, weights: int, say: S
                 f"the weights alone are {size_text(weights)}, {device.name} has {size_text(device.free_memory)} of "
                 f"{size_text(device.total_memory)} free: end what else is using it, or build on a larger one"
             )
-        say(
+        console.say(
             f"{device.name}: {size_text(device.free_memory)} of {size_text(device.total_memory)} free for "
             f"{size_text(weights)} of weights"
         )
     free = available_memory()
     # The network holds them once, the plan that is being made once more.
     if free is not None and free < 2 * weights:
-        say(f"building holds {size_text(weights)} of weights twice, {size_text(free)} of memory are free: it may fail")
+        console.say(
+            f"building holds {size_text(weights)} of weights twice, {size_text(free)} of memory are free: it may fail"
+        )
 
 
 def available_memory() -> int | None:
@@ -147,7 +146,7 @@ def register(
     plugin: Path,
     device: Device | None,
     overwrite: bool,
-    say: Say,
+    console: Console,
 ) -> dict[str, EngineRecord]:
     """Takes plans that another program built into a bundle, and says what is known of them and what is not.
 
@@ -178,10 +177,10 @@ def register(
             else:
                 file = store.file_record(path)
             records[name] = record(bundle.manifest, options, graphs[path], file, versions[path], plugin_sha256)
-        _verify(bundle, partial, records, plugin, device, say)
+        _verify(bundle, partial, records, plugin, device, console)
         store.put_in_place(bundle, partial, records)
     for name, entry in records.items():
-        say(
+        console.say(
             f"{bundle.path(name)}: {size_text(entry.size)}; its header says TensorRT {entry.tensorrt}\n"
             f"taken on trust: SM {entry.compute_capability}, {entry.max_length} tokens, batch {entry.max_batch}, "
             + (f"built of {entry.graph} as it is now" + (f", with {plugin}" if entry.plugin_sha256 else ""))

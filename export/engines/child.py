@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from export.writer import HashingFile
+from runtime.console.files import replaced
 
 # TensorRT's module is known when it is chosen, so that everything of it is Any here.
 # ruff: noqa: ANN401
@@ -179,16 +180,13 @@ def _use_timing_cache(config: Any, file: Path, event: Event) -> None:
 
 
 def _keep_timing_cache(config: Any, file: Path, event: Event) -> None:
-    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(memoryview(config.get_timing_cache().serialize()))
-        partial.replace(file)
+        with replaced(file) as partial:
+            partial.write_bytes(memoryview(config.get_timing_cache().serialize()))
     except OSError as error:
         # The plan is there; the next build only takes longer.
         event(note=f"{file} was not written: {error.strerror}")
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write(plan: Any, path: Path, event: Event) -> None:

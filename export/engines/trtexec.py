@@ -17,6 +17,7 @@ from runtime.backends.plugin_library import VARIABLE
 from runtime.bundle.engines import FOLDER, WEIGHTS
 from runtime.bundle.manifest import DECODER_GRAPH
 from runtime.bundle.reader import Bundle
+from runtime.console.files import replaced
 from runtime.errors import BundleError, OptionError
 
 
@@ -36,16 +37,9 @@ def write_graphs(bundle: Bundle, plans: tuple[Plan, ...], folder: Path, overwrit
             for file in (weights, folder / plan.graph):
                 if os.path.lexists(file) and not overwrite:
                     raise OptionError(f"{file} exists already: choose another folder, or add --overwrite")
-            partial = folder / f".{plan.graph}.partial-{os.getpid()}"
-            link = folder / f".{weights.name}.partial-{os.getpid()}"
-            try:
+            with replaced(weights) as link, replaced(folder / plan.graph) as partial:
                 partial.write_bytes(plan.model.SerializeToString(deterministic=True))
                 link.symlink_to(bundle.path(weights.name).resolve())
-                link.replace(weights)
-                partial.replace(folder / plan.graph)
-            finally:
-                partial.unlink(missing_ok=True)
-                link.unlink(missing_ok=True)
     except OSError as error:
         raise BundleError(f"{folder} cannot be written: {error.strerror}") from None
 

@@ -20,6 +20,7 @@ from export.engines.device import Device
 from runtime.backends.plugin_library import VARIABLE
 from runtime.bundle.manifest import DECODER_GRAPH, EngineRecord
 from runtime.bundle.reader import Bundle
+from runtime.console.console import Console
 from runtime.errors import BackendError, BundleError, MonoedgeError
 
 Say = Callable[[str], None]
@@ -28,7 +29,12 @@ Plans = Mapping[str, tuple[Path, EngineRecord]]
 
 
 def verify(
-    bundle: Bundle, new: Plans, registered: Mapping[str, EngineRecord], plugin: Path, device: Device | None, say: Say
+    bundle: Bundle,
+    new: Plans,
+    registered: Mapping[str, EngineRecord],
+    plugin: Path,
+    device: Device | None,
+    console: Console,
 ) -> None:
     """Compares new plans with what ONNX Runtime answered, where that can be done, and says what was done.
 
@@ -38,25 +44,27 @@ def verify(
         registered: plans of the bundle, of which the decoder's is used where ``new`` has none.
         plugin: the plugin library.
         device: the GPU here, if there is one.
-        say: told the result as one line.
+        console: told the result.
 
     Raises:
         BackendError: a plan cannot be loaded, fails, or disagrees.
     """
     reason = _why_not(bundle, new, device)
-    recorded = None if reason else _recorded(bundle, say)
+    recorded = None if reason else _recorded(bundle, console)
     if reason is None and recorded is None:
         reason = f"the bundle has no recorded set, and onnxruntime, which makes it, is not here; {_remedy(bundle)}"
     if reason is None:
         plans = {**_decoder(bundle, new, registered), **new}
         reason = (
-            _compare(bundle, plans, tuple(new), plugin, say) if DECODER_GRAPH in plans else "there is no decoder yet"
+            _compare(bundle, plans, tuple(new), plugin, console)
+            if DECODER_GRAPH in plans
+            else "there is no decoder yet"
         )
     if reason:
-        say(f"not checked: what the engine answers, since {reason}")
+        console.say(f"not checked: what the engine answers, since {reason}")
 
 
-def check(bundle: Bundle, target: str | None, plugin: Path, device: Device, say: Say) -> None:
+def check(bundle: Bundle, target: str | None, plugin: Path, device: Device, console: Console) -> None:
     """Compares the registered engines for a GPU.
 
     Raises:
@@ -71,8 +79,8 @@ def check(bundle: Bundle, target: str | None, plugin: Path, device: Device, say:
         wanted = f"{target} and " if target else ""
         raise BundleError(f"{bundle.folder} has no engines for {wanted}SM {device.capability}, {device.name}")
     for name, plans in found.items():
-        say(f"checking {name}, SM {device.capability}")
-        verify(bundle, plans, {}, plugin, device, say)
+        console.say(f"checking {name}, SM {device.capability}")
+        verify(bundle, plans, {}, plugin, device, console)
 
 
 def _why_not(bundle: Bundle, new: Plans, device: Device | None) -> str | None:
@@ -102,7 +110,7 @@ def _decoder(
     }
 
 
-def _recorded(bundle: Bundle, say: Say) -> Bundle | None:
+def _recorded(bundle: Bundle, console: Console) -> Bundle | None:
     """The bundle with a recorded set, made now if it has none; None where that cannot be."""
     from export.recorded import format as recording_format
 
@@ -113,7 +121,7 @@ def _recorded(bundle: Bundle, say: Say) -> Bundle | None:
         return None
     from export.recorded import make as recording_make
 
-    say(f"recording what ONNX Runtime answers, since {reason}")
+    console.say(f"recording what ONNX Runtime answers, since {reason}")
     recording_make.put(bundle, recording_make.record(bundle, lambda size: None))
     return Bundle(bundle.folder)
 
@@ -122,7 +130,7 @@ def _remedy(bundle: Bundle) -> str:
     return f"where it is: python -m export.recording --bundle {bundle.folder}"
 
 
-def _compare(bundle: Bundle, plans: Plans, graphs: tuple[str, ...], plugin: Path, say: Say) -> str | None:
+def _compare(bundle: Bundle, plans: Plans, graphs: tuple[str, ...], plugin: Path, console: Console) -> str | None:
     """Compares in another process; returns why that could not be, or None where the plans agree."""
     job = {
         "bundle": str(bundle.folder.absolute()),
@@ -153,7 +161,9 @@ def _compare(bundle: Bundle, plans: Plans, graphs: tuple[str, ...], plugin: Path
         raise BackendError(answer["refused"])
     if "agrees" in answer:
         figures = ", ".join(f"{graph} {ratio:.0f} dB" for graph, ratio in answer["agrees"].items())
-        say(f"checked: answers as ONNX Runtime does ({figures}; at least {answer['limit']:.0f}), {answer['what']}")
+        console.say(
+            f"checked: answers as ONNX Runtime does ({figures}; at least {answer['limit']:.0f}), {answer['what']}"
+        )
         return None
     return str(answer["unavailable"])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +14,7 @@ from export.quantized.parts import Part, parts, size, write
 from export.quantized.plan import QuantizationPlan
 from export.quantized.rewrite import rewrite
 from export.quantized.weights import DecoderWeights
-from export.writer import BundleWriter, MakeBar
+from export.writer import BundleWriter
 from plugins_trt.function import OPSET
 from plugins_trt.schema import DOMAIN, VERSION, W8A8
 from runtime.bundle.manifest import (
@@ -30,6 +29,7 @@ from runtime.bundle.manifest import (
     Quantization,
 )
 from runtime.bundle.reader import Bundle
+from runtime.console.console import SILENT, Console
 
 
 def write_quantized(
@@ -40,7 +40,7 @@ def write_quantized(
     form: str = QDQ,
     record: Mapping[str, bytes] | None = None,
     overwrite: bool = False,
-    make_bar: MakeBar | None = None,
+    console: Console = SILENT,
 ) -> Manifest:
     """Writes a bundle whose decoder is quantized; what else a bundle holds is shared with the source.
 
@@ -54,7 +54,7 @@ def write_quantized(
             source and a plan of mode w8a16 or w4a16.
         record: further files of the bundle by name, as the calibration's record.
         overwrite: replace a bundle that is there already.
-        make_bar: a progress bar over a number of bytes.
+        console: shown the progress.
 
     Raises:
         QuantizationError: the source is quantized already, or the plan does not fit it or the form.
@@ -67,8 +67,8 @@ def write_quantized(
         kept = [name for name in source.manifest.files if _is_shared(name)]
         # Graphs, and zeros between weights, are a few megabytes.
         writer.require_space(size(decoder) + sum(source.manifest.files[name].size for name in kept) + (16 << 20))
-        with nullcontext(_NoBar()) if make_bar is None else make_bar(size(decoder)) as bar:
-            write(decoder, writer, bar)
+        with console.bar("writing", size(decoder), "B") as advance:
+            write(decoder, writer, advance)
         for name in kept:
             writer.copy(name, source)
         for name, data in (record or {}).items():
@@ -118,11 +118,6 @@ def check_source(manifest: Manifest, mode: str, form: str, kv_cache: bool = Fals
 def _is_shared(name: str) -> bool:
     """Whether a file of the source is as good for what is made of it: a recorded set is of the decoder before."""
     return name not in (DECODER_GRAPH, DECODER_WEIGHTS) and Path(name).parts[0] != RECORDING
-
-
-class _NoBar:
-    def update(self, n: int) -> None:
-        """Nothing is shown."""
 
 
 def _check_graph(path: Path) -> None:

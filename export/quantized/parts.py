@@ -13,7 +13,7 @@ from export.passes.group_query_attention import group_query_attention
 from export.quantized.contents import Content, place
 from export.quantized.plan import CachePlan
 from export.quantized.rewrite import Rewritten
-from export.writer import ALIGNMENT, Bar, BundleWriter
+from export.writer import ALIGNMENT, BundleWriter
 from runtime.bundle.manifest import (
     CPU,
     DECODER_GRAPH,
@@ -22,6 +22,7 @@ from runtime.bundle.manifest import (
     VISUAL_DECODER_WEIGHTS,
     ModelFacts,
 )
+from runtime.console.console import Advance
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,14 @@ def size(decoder: Sequence[Part]) -> int:
     return sum(content.size for part in decoder for content in part.contents.values())
 
 
-def write(decoder: Sequence[Part], writer: BundleWriter, bar: Bar) -> None:
+def write(decoder: Sequence[Part], writer: BundleWriter, advance: Advance) -> None:
     """Writes graphs and weights, the latter some rows at a time."""
     for part in decoder:
-        _write_weights(part, writer, bar)
+        _write_weights(part, writer, advance)
         writer.write(part.graph, part.model.SerializeToString(deterministic=True))
 
 
-def _write_weights(part: Part, writer: BundleWriter, bar: Bar) -> None:
+def _write_weights(part: Part, writer: BundleWriter, advance: Advance) -> None:
     file = writer.open(part.weights)
     try:
         for name, content in part.contents.items():
@@ -93,7 +94,7 @@ def _write_weights(part: Part, writer: BundleWriter, bar: Bar) -> None:
             for block in content.blocks():
                 data = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
                 file.write(data.data)
-                bar.update(data.nbytes)
+                advance(data.nbytes)
             if file.size - start != content.size:
                 raise AssertionError(f"{name} should have {content.size} bytes, got {file.size - start}")
     finally:

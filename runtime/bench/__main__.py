@@ -9,7 +9,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, replace
 from datetime import date
@@ -21,8 +20,9 @@ from runtime.bench.machine import cached_part, drop_cached, machine_facts, matmu
 from runtime.bench.record import Record, Workload
 from runtime.bench.table import case_table, context_table, decode_rates, header
 from runtime.bundle.reader import Bundle
+from runtime.console.console import Console
+from runtime.console.files import replaced
 from runtime.console.run import run
-from runtime.console.terminal import Terminal
 from runtime.errors import MonoedgeError, OptionError
 from runtime.model import BUNDLE_VARIABLE
 
@@ -61,7 +61,7 @@ def main() -> None:
     cases = _cases(arguments)
     contenders = [_Contender(text, arguments.backend) for text in (arguments.bundle, *arguments.compare)]
 
-    terminal = Terminal()
+    console = Console()
     results: dict[str, Any] = {
         "date": date.today().isoformat(),
         "machine": machine_facts(),
@@ -69,10 +69,10 @@ def main() -> None:
         "speed_before": _speed(),
         "contenders": [_empty(contender, cases) for contender in contenders],
     }
-    _measure(results, contenders, cases, arguments, terminal)
+    _measure(results, contenders, cases, arguments, console)
     results["speed_after"] = _speed()
     tables = [header(results), *(case_table(results, index) for index in range(len(cases))), context_table(results)]
-    terminal.write("\n\n".join(table for table in tables if table is not None) + "\n")
+    console.write("\n\n".join(table for table in tables if table is not None) + "\n")
     if arguments.json is not None:
         _write(arguments.json, json.dumps(results, indent=1, ensure_ascii=False, default=asdict) + "\n")
 
@@ -194,7 +194,7 @@ def _measure(
     contenders: list[_Contender],
     cases: list[Workload],
     arguments: argparse.Namespace,
-    terminal: Terminal,
+    console: Console,
 ) -> None:
     """Fills in the records, round by round."""
     total, done, began = arguments.rounds * len(cases) * len(contenders), 0, time.monotonic()
@@ -215,7 +215,7 @@ def _measure(
                 result["cases"][index]["title"] = _title(case, record)
                 done += 1
                 left = (time.monotonic() - began) / done * (total - done)
-                terminal.say(
+                console.say(
                     f"[{done:{len(str(total))}}/{total}] {contender.text}, {_title(case, record)}: first token "
                     f"{min(record.first_token):.2f} s, then {max(decode_rates(record)):.1f} tokens/s; "
                     f"about {left:.0f} s left"
@@ -230,17 +230,11 @@ def _title(case: Workload, record: Record) -> str:
 
 
 def _write(file: Path, text: str) -> None:
-    partial = None
     try:
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as stream:
-            partial = Path(stream.name)
-            stream.write(text)
-        partial.replace(file)
+        with replaced(file) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise MonoedgeError(f"--json: {file} cannot be written: {error.strerror}") from None
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ from runtime.backends import DEFAULT
 from runtime.bench.measure import Loaded, measure
 from runtime.bench.record import workload, workload_parser
 from runtime.bundle.manifest import MODES, PRECISIONS, QDQ, W4A16, Manifest, Quantization
+from runtime.console.console import Console
 from runtime.console.run import run
-from runtime.console.terminal import Terminal
 from runtime.model import load
 
 _DESCRIPTION = """\
@@ -26,7 +26,7 @@ def main() -> None:
     arguments = parser.parse_args()
     what = workload(arguments)
     record = measure(what, lambda: _loaded(arguments.bundle, arguments.backend, what.threads))
-    Terminal().write(record.to_json() + "\n")
+    Console().write(record.to_json() + "\n")
 
 
 def _loaded(bundle: str, backend: str | None, threads: int | None) -> Loaded:

@@ -27,7 +27,7 @@ class Bundle:
         self,
         folder: str | Path,
         verify: bool = False,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int], object] | None = None,
     ) -> None:
         self.folder = Path(folder).expanduser()
         if not self.folder.is_dir():
@@ -57,7 +57,9 @@ class Bundle:
         shape = (model.vocab_size, model.hidden_size)
         return Embeddings(self.path(EMBEDDINGS), shape, PRECISIONS[self.manifest.precision])
 
-    def _check_file(self, name: str, record: FileRecord, verify: bool, progress: Callable[[int], None] | None) -> None:
+    def _check_file(
+        self, name: str, record: FileRecord, verify: bool, progress: Callable[[int], object] | None
+    ) -> None:
         file = self.folder / name
         if not file.resolve().is_relative_to(self.folder.resolve()):
             raise BundleError(f"{file} leads outside the bundle: not a bundle to trust")
@@ -79,7 +81,7 @@ def size_text(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def sha256_of(file: Path, progress: Callable[[int], None] | None = None) -> str:
+def sha256_of(file: Path, progress: Callable[[int], object] | None = None) -> str:
     """SHA-256 of a file, in hexadecimal.
 
     Raises:

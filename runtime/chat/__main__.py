@@ -9,8 +9,8 @@ from typing import Any
 from runtime.backends import DEFAULT, NAMES
 from runtime.bundle.reader import Bundle
 from runtime.chat.interactive import Chat, stats_line
+from runtime.chat.terminal import Terminal
 from runtime.console.run import run
-from runtime.console.terminal import Terminal
 from runtime.errors import OptionError
 from runtime.images.preprocess import load_image
 from runtime.model import BUNDLE_VARIABLE, Model, load
@@ -145,7 +145,7 @@ def _load(arguments: argparse.Namespace, terminal: Terminal) -> Model:
     if not (arguments.verify and arguments.bundle):
         return load(arguments.bundle, **choices)
     total = sum(record.size for record in Bundle(arguments.bundle).manifest.files.values())
-    with terminal.progress("checking the bundle", total) as progress:
+    with terminal.bar("checking the bundle", total, "B") as progress:
         return load(arguments.bundle, verify=True, progress=progress, **choices)
 
 

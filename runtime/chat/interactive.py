@@ -8,7 +8,8 @@ from typing import Any
 from PIL.Image import Image
 
 from runtime.answer import Answer
-from runtime.console.terminal import Interrupts, Terminal
+from runtime.chat.terminal import Terminal
+from runtime.console.interrupts import Interrupts
 from runtime.errors import MonoedgeError, OptionError
 from runtime.images.preprocess import load_image
 from runtime.model import Model

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from runtime.errors import MonoedgeError
 
@@ -21,6 +22,7 @@ def run(main: Callable[[], None]) -> None:
     when interrupted; 143 when ended.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    _use_utf8()
     try:
         main()
     except MonoedgeError as error:
@@ -46,17 +48,16 @@ def need(extra: str, *modules: str) -> None:
             raise MonoedgeError(f"{module} is not installed; this adds it: pip install 'monoedge[{extra}]'")
 
 
-def say(line: str) -> None:
-    """Tells people a line, on stderr: stdout is for what was asked for."""
-    print(line, file=sys.stderr, flush=True)  # noqa: T201
-
-
-def bar_options(pause: float = 10.0) -> dict[str, Any]:
-    """What all progress bars of tqdm are made with: on stderr, a state every ``pause`` seconds in a file.
-
-    A log file keeps every state of a bar, a terminal only the last.
-    """
-    return {"file": sys.stderr, "mininterval": 0.1 if sys.stderr.isatty() else pause}
+def _use_utf8() -> None:
+    """Sets up the standard streams: open, and in UTF-8 whatever the locale."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started this process
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 - as long-lived as the process
+    # A locale such as C or Latin-1 says little about a terminal of today, and nothing about a pipe.
+    # Undecodable input is kept as surrogates: the tokenizer refuses them with a message.
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors=errors)
 
 
 def _die_of_interrupt() -> NoReturn:

@@ -7,7 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ import runtime
 from export.bundle import export_bundle
 from export.checkpoint.reader import INDEX_FILE, Checkpoint
 from export.checkpoint.tokenizer import convert
+from runtime.console.console import SILENT, Advance, Console
 from runtime.errors import MonoedgeError
 from runtime.text.tokenizer import CHAT_TOKENS, IMAGE_TOKENS, Tokenizer
 
@@ -29,20 +31,19 @@ TEMPLATE = ROOT / "tests" / "data" / "golden" / "tiny-v15" / "checkpoint"
 TEXT = "Describe the image: 三 red squares, a café & 5 shapes! 🙂"
 
 
-class Bar:
-    """A silent progress bar; ``update`` raises ``error``, if there is one."""
+class Failing(Console):
+    """A console whose progress bar raises an error."""
 
-    def __init__(self, size: int, error: BaseException | None = None) -> None:
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(shows=False)
         self.error = error
 
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
-
-    def update(self, n: int) -> None:
-        if self.error is not None:
+    @contextmanager
+    def bar(self, name: str, total: int, unit: str = "it") -> Iterator[Advance]:
+        def advance(count: int) -> None:
             raise self.error
+
+        yield advance
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def made(script, tmp_path_factory):
     """A small checkpoint of each version."""
     folder = tmp_path_factory.mktemp("made")
     for version in ("1.0", "1.5"):
-        script.make_checkpoint(folder / version, Bar, version, "tiny")
+        script.make_checkpoint(folder / version, SILENT, version, "tiny")
     return folder
 
 
@@ -127,7 +128,7 @@ def test_rounding_is_that_of_torch(script):
 
 
 def test_a_seed_repeats_every_byte(script, made, tmp_path):
-    script.make_checkpoint(tmp_path / "again", Bar, "1.5", "tiny")
+    script.make_checkpoint(tmp_path / "again", SILENT, "1.5", "tiny")
     files = sorted(file.name for file in (made / "1.5").iterdir())
     assert files == sorted(file.name for file in (tmp_path / "again").iterdir())
     for name in files:
@@ -135,14 +136,14 @@ def test_a_seed_repeats_every_byte(script, made, tmp_path):
 
 
 def test_another_seed_changes_every_tensor(script, made, tmp_path):
-    script.make_checkpoint(tmp_path / "other", Bar, "1.5", "tiny", seed=1)
+    script.make_checkpoint(tmp_path / "other", SILENT, "1.5", "tiny", seed=1)
     other = tensors_of(tmp_path / "other")
     assert [name for name, tensor in tensors_of(made / "1.5").items() if torch.equal(tensor, other[name])] == []
 
 
 def test_shards_and_blocks_change_no_value(script, made, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "BLOCK_VALUES", 1000)
-    script.make_checkpoint(tmp_path / "shards", Bar, "1.5", "tiny", shard_bytes=600_000)
+    script.make_checkpoint(tmp_path / "shards", SILENT, "1.5", "tiny", shard_bytes=600_000)
     Checkpoint(tmp_path / "shards")
     assert_equal(tensors_of(made / "1.5"), tensors_of(tmp_path / "shards"))
     index = json.loads((tmp_path / "shards" / INDEX_FILE).read_text())
@@ -176,20 +177,20 @@ def test_the_grown_tokenizer_is_a_tokenizer(script, tmp_path, vocab_size):
 
 def test_a_folder_that_exists_is_left_alone(script, tmp_path):
     with pytest.raises(MonoedgeError, match="exists already"):
-        script.make_checkpoint(tmp_path, Bar, "1.5", "tiny")
+        script.make_checkpoint(tmp_path, SILENT, "1.5", "tiny")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interruption_leaves_nothing(script, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        script.make_checkpoint(tmp_path / "out", partial(Bar, error=KeyboardInterrupt()), "1.5", "tiny")
+        script.make_checkpoint(tmp_path / "out", Failing(KeyboardInterrupt()), "1.5", "tiny")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_small_disk_is_told_with_both_numbers(script, tmp_path, monkeypatch):
     monkeypatch.setattr(script.shutil, "disk_usage", lambda path: _Usage(1_500_000_000))
     with pytest.raises(MonoedgeError, match=r"needs 6\.84 GB, .* has 1\.50 GB free"):
-        script.make_checkpoint(tmp_path / "out", Bar)
+        script.make_checkpoint(tmp_path / "out", SILENT)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -199,7 +200,7 @@ class _Usage:
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(script, tmp_path):
-    full = partial(Bar, error=OSError(28, "No space left on device"))
+    full = Failing(OSError(28, "No space left on device"))
     with pytest.raises(MonoedgeError, match="No space left on device; nothing was kept"):
         script.make_checkpoint(tmp_path / "out", full, "1.5", "tiny")
     assert list(tmp_path.iterdir()) == []
@@ -225,7 +226,7 @@ def test_the_command_line_explains_itself_without_torch(tmp_path):
 @pytest.mark.parametrize("version", ["1.0", "1.5"])
 def test_it_exports_and_answers(made, tmp_path, version):
     checkpoint = Checkpoint(made / version)
-    export_bundle(checkpoint, "made", tmp_path / "bundle", "fp32", 512, False, lambda line: None, Bar)
+    export_bundle(checkpoint, "made", tmp_path / "bundle", "fp32", 512, False, SILENT)
     model = runtime.load(tmp_path / "bundle")
     model.stop_ids = frozenset()
     picture = np.random.default_rng(0).integers(0, 256, (448, 448, 3), dtype=np.uint8)

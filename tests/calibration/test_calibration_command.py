@@ -320,7 +320,7 @@ def test_bad_command_lines(arguments: list[str], expected: str, capsys: pytest.C
     assert expected in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("module", ["onnx", "ml_dtypes", "matplotlib", "tqdm"])
+@pytest.mark.parametrize("module", ["onnx", "ml_dtypes", "matplotlib"])
 def test_missing_package_names_its_extra(module: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else find(name))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from runtime.bundle.manifest import (
     Quantization,
 )
 from runtime.bundle.reader import Bundle
+from runtime.console.console import Advance, Console
 
 GOLDEN = Path(__file__).resolve().parents[2] / "data/golden"
 DECODERS = (DECODER_GRAPH, VISUAL_DECODER_GRAPH)
@@ -249,23 +251,15 @@ def test_bundle(tiny_v1_bundle: Path, tmp_path: Path) -> None:
     source = Bundle(tiny_v1_bundle)
     seen: list[int] = []
 
-    class Bar:
-        def __enter__(self) -> Bar:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def update(self, n: int) -> None:
-            seen.append(n)
-
-    def make_bar(size: int) -> Bar:
-        seen.append(-size)
-        return Bar()
+    class Counting(Console):
+        @contextmanager
+        def bar(self, name: str, total: int, unit: str = "it") -> Iterator[Advance]:
+            seen.append(-total)
+            yield seen.append
 
     record = {"calibration/record.json": b"{}\n"}
     plan = plan_for(tiny_v1_bundle, *experts(0), *experts(0, "visual"), *experts(2))
-    written = write_quantized(source, tmp_path / "int8", plan, record=record, make_bar=make_bar)
+    written = write_quantized(source, tmp_path / "int8", plan, record=record, console=Counting())
     assert sum(seen) == 0
     assert len(seen) > 10
     opened = Bundle(tmp_path / "int8", verify=True).manifest

@@ -236,7 +236,7 @@ def test_a_full_disk_is_told(shapes_bundle):
             check=False,
         )
     assert result.returncode == 2
-    assert result.stderr == b"error: the answer cannot be written to stdout: No space left on device\n"
+    assert result.stderr == b"error: stdout cannot be written to: No space left on device\n"
 
 
 # In a terminal.
@@ -433,4 +433,4 @@ def test_prompts_do_not_get_into_a_piped_conversation(sit_down, shapes_bundle, t
 
 def test_checking_a_bundle_shows_how_far_it_is(sit_down, shapes_bundle):
     shown = sit_down("--bundle", shapes_bundle, "--verify", QUESTION).read_to_end()
-    assert re.search(r"checking the bundle: 100 % of \d+ MB\n", shown)
+    assert re.search(r"checking the bundle: 100%", shown)
