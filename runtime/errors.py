@@ -6,6 +6,9 @@ exit with code 2; anything else that escapes is a defect of ours.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class MonoedgeError(Exception):
     """Base of every error that a user can cause and mend."""
@@ -29,3 +32,20 @@ class OptionError(MonoedgeError):
 
 class BackendError(MonoedgeError):
     """A backend that is not installed or cannot run this bundle."""
+
+
+@contextmanager
+def as_backend_error(what: str, kind: type[Exception] = Exception) -> Iterator[None]:
+    """Tells an error of a backend's library as one line of ours.
+
+    Args:
+        what: what failed.
+        kind: the library's errors. ONNX Runtime's have no base of their own.
+
+    Raises:
+        BackendError: ``what``, and the library's own words.
+    """
+    try:
+        yield
+    except kind as error:
+        raise BackendError(f"{what}: {' '.join(str(error).split())}") from None

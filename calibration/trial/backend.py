@@ -10,8 +10,9 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-from runtime.backends.onnxruntime import PROVIDERS, OnnxRuntimeBackend, telling
+from runtime.backends.onnxruntime import PROVIDERS, OnnxRuntimeBackend
 from runtime.bundle.reader import Bundle
+from runtime.errors import as_backend_error
 
 
 class GraphBackend(OnnxRuntimeBackend):
@@ -53,5 +54,5 @@ class GraphBackend(OnnxRuntimeBackend):
         if given:
             values = [ort.OrtValue.ortvalue_from_numpy(self._weights[name]) for name in given]
             options.add_external_initializers(given, values)
-        with telling(f"ONNX Runtime cannot load the changed {graph}"):
+        with as_backend_error(f"ONNX Runtime cannot load the changed {graph}"):
             return ort.InferenceSession(model.SerializeToString(), options, providers=PROVIDERS)

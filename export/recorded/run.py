@@ -7,9 +7,8 @@ piece is read, so that only one piece is in memory: a model of any size takes on
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import onnxruntime as ort
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from runtime.backends.graph import PAST, PRESENT, UPDATE, WRITE_INDICES
-from runtime.errors import BackendError
+from runtime.errors import as_backend_error
 
 Array = npt.NDArray[Any]
 Values = dict[str, Array]
@@ -72,7 +71,7 @@ def run(graph: Path, calls: Sequence[Values], progress: Callable[[int], object])
         session = _open(_piece_model(model, piece, types), graph)
         later = {name for after in pieces[number + 1 :] for name in after.inputs} | results - caches.keys()
         for index, call in enumerate(values):
-            with _telling(f"ONNX Runtime failed on {graph}"):
+            with as_backend_error(f"ONNX Runtime failed on {graph}"):
                 given = session.run(piece.outputs, {name: call[name] for name in piece.inputs} | loaded)
             call |= dict(zip(piece.outputs, given, strict=True))
             for name in caches.keys() & set(piece.outputs):
@@ -186,7 +185,7 @@ def _open(model: bytes, graph: Path) -> Any:  # noqa: ANN401 - ONNX Runtime is n
     options.log_severity_level = 3
     # What one piece needed is given back before the next.
     options.enable_cpu_mem_arena = False
-    with _telling(f"ONNX Runtime cannot load {graph}"):
+    with as_backend_error(f"ONNX Runtime cannot load {graph}"):
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
@@ -212,12 +211,3 @@ def _float32(array: Array) -> Array:
 def _stored_size(item: onnx.TensorProto) -> int:
     kind: np.dtype[Any] = onnx.helper.tensor_dtype_to_np_dtype(item.data_type)
     return int(math.prod(item.dims)) * kind.itemsize
-
-
-@contextlib.contextmanager
-def _telling(what: str) -> Iterator[None]:
-    """What ONNX Runtime raises, classes of its C++ module without a common base, as one line of ours."""
-    try:
-        yield
-    except Exception as error:
-        raise BackendError(f"{what}: {' '.join(str(error).split())}") from None

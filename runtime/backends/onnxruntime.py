@@ -6,10 +6,8 @@ stretches of one kind, on the same caches. That of visual tokens, and the vision
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +28,7 @@ from runtime.backends.graph import (
 from runtime.backends.limits import bundle_length_limit
 from runtime.bundle.manifest import CPU, DECODER_GRAPH, PRECISIONS, VISION_GRAPH, VISUAL_DECODER_GRAPH
 from runtime.bundle.reader import Bundle
-from runtime.errors import BackendError
+from runtime.errors import BackendError, as_backend_error
 
 try:
     import onnxruntime as ort
@@ -57,15 +55,6 @@ PROVIDERS = ["CPUExecutionProvider"]
 CHUNK = 512
 """Tokens of a prompt that are computed at a time. It bounds the memory of long prompts: attention scores and expert
 activations grow with it."""
-
-
-@contextlib.contextmanager
-def telling(what: str) -> Iterator[None]:
-    """What ONNX Runtime raises, classes of its C++ module without a common base, as one line of ours."""
-    try:
-        yield
-    except Exception as error:
-        raise BackendError(f"{what}: {' '.join(str(error).split())}") from None
 
 
 class OnnxRuntimeBackend:
@@ -116,7 +105,7 @@ class OnnxRuntimeBackend:
     def _open(self, graph: str) -> ort.InferenceSession:
         quantization = self.bundle.manifest.quantization
         prepacked = graph != VISION_GRAPH and quantization is not None and quantization.form == CPU
-        with telling(f"ONNX Runtime cannot load {self.bundle.path(graph)}"):
+        with as_backend_error(f"ONNX Runtime cannot load {self.bundle.path(graph)}"):
             return ort.InferenceSession(self.bundle.path(graph), self._options(prepacked), providers=PROVIDERS)
 
     def _options(self, prepacked: bool = False) -> ort.SessionOptions:
@@ -135,7 +124,7 @@ class OnnxRuntimeBackend:
     def encode_image(self, pixel_values: npt.NDArray[np.float32]) -> Array:
         """[tiles, 3, size, size] → [tiles · tokens_per_tile, hidden]."""
         vision = self._for_images(VISION_GRAPH)
-        with telling("ONNX Runtime failed on the image"):
+        with as_backend_error("ONNX Runtime failed on the image"):
             tiles = [self._encode(vision, pixel_values[i : i + 1]) for i in range(len(pixel_values))]
         return np.concatenate(tiles)
 
@@ -272,7 +261,7 @@ class OnnxRuntimeContext:
             updates = [(place, np.empty_like(place, order="C")) for place in places]
             for (_, name), (_, update) in zip(self._pairs, updates, strict=True):
                 binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(update))
-        with telling(f"ONNX Runtime failed on tokens {start} to {stop}"):
+        with as_backend_error(f"ONNX Runtime failed on tokens {start} to {stop}"):
             decoder.session.run_with_iobinding(binding)
         for place, update in updates:
             place[...] = update

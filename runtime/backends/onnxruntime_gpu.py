@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.backends import graph
-from runtime.backends.onnxruntime import CHUNK, OnnxRuntimeBackend, telling
+from runtime.backends.onnxruntime import CHUNK, OnnxRuntimeBackend
 from runtime.backends.plugin_library import plugin_library
 from runtime.bundle.manifest import DECODER_GRAPH, ModelFacts
 from runtime.bundle.reader import Bundle
-from runtime.errors import BackendError, OptionError
+from runtime.errors import BackendError, OptionError, as_backend_error
 
 # isort: split
 # Behind our own, which says how to get it where it is not installed.
@@ -78,7 +78,7 @@ class CudaProviderBackend(OnnxRuntimeBackend):
         # In fixed sizes, which TensorRT needs and nobody minds.
         options.add_free_dimension_override_by_name("batch", 1)
         options.add_free_dimension_override_by_name("capacity", self.max_length)
-        with telling(f"ONNX Runtime cannot load {path}"):
+        with as_backend_error(f"ONNX Runtime cannot load {path}"):
             session = ort.InferenceSession(path, options, providers=self._providers(name), enable_fallback=0)
         if self.provider not in session.get_providers():
             raise BackendError(
@@ -183,7 +183,7 @@ class ProviderContext:
         # has to have the right size.
         zeros = np.zeros(shape, backend.dtype if backend.dtype != np.uint16 else np.float16)
         for name in graph.cache_names(model.num_hidden_layers):
-            with telling(f"the caches for {backend.max_length} tokens do not fit"):
+            with as_backend_error(f"the caches for {backend.max_length} tokens do not fit"):
                 cache = ort.OrtValue.ortvalue_from_numpy(zeros.copy(), backend.device, 0)
             self._caches.append(cache)
             where = (backend.device, 0, self._element, shape, cache.data_ptr())
@@ -203,7 +203,7 @@ class ProviderContext:
         binding.bind_cpu_input(graph.POSITION_IDS, positions[None])
         binding.bind_cpu_input(graph.WRITE_INDICES, positions[:1])
         binding.bind_output(graph.LOGITS, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-        with telling(f"ONNX Runtime failed on tokens {start} to {start + len(embeds[0])}"):
+        with as_backend_error(f"ONNX Runtime failed on tokens {start} to {start + len(embeds[0])}"):
             backend.decoder.run_with_iobinding(binding)
         last: Array = logits[0]
         return last

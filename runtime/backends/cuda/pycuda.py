@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 from runtime.backends.cuda.device import Graph, Resource
 from runtime.bundle.reader import size_text
-from runtime.errors import BackendError
+from runtime.errors import BackendError, as_backend_error
 
 try:
     import pycuda.driver as cuda
@@ -33,14 +32,6 @@ _NON_BLOCKING = 1
 """CUDA's flag of a stream that does not wait for the default stream, which others of this process may use."""
 
 
-@contextlib.contextmanager
-def _telling(what: str) -> Iterator[None]:
-    try:
-        yield
-    except cuda.Error as error:
-        raise BackendError(f"{what}: {' '.join(str(error).split())}") from None
-
-
 class PyCudaDevice:
     """The first GPU that CUDA shows (``CUDA_VISIBLE_DEVICES`` chooses), in its primary context, which TensorRT, PyTorch
     and others of this process share.
@@ -50,7 +41,7 @@ class PyCudaDevice:
     """
 
     def __init__(self) -> None:
-        with _telling("no GPU can be used"):
+        with as_backend_error("no GPU can be used", cuda.Error):
             cuda.init()
             device = cuda.Device(0)
             self._context = device.retain_primary_context()
@@ -97,22 +88,22 @@ class PyCudaDevice:
 
     def upload(self, source: npt.NDArray[Any], address: int) -> None:
         """Host to device."""
-        with _telling("copying to the GPU failed"):
+        with as_backend_error("copying to the GPU failed", cuda.Error):
             cuda.memcpy_htod_async(address, source, self._stream)
 
     def download(self, address: int, target: npt.NDArray[Any]) -> None:
         """Device to host."""
-        with _telling("copying from the GPU failed"):
+        with as_backend_error("copying from the GPU failed", cuda.Error):
             cuda.memcpy_dtoh_async(target, address, self._stream)
 
     def synchronize(self) -> None:
         """All streams of the context, which is that of the whole process."""
-        with _telling("the GPU failed"):
+        with as_backend_error("the GPU failed", cuda.Error):
             cuda.Context.synchronize()
 
     def zero(self, address: int, size: int) -> None:
         """Fills with zeros."""
-        with _telling("filling the GPU's memory failed"):
+        with as_backend_error("filling the GPU's memory failed", cuda.Error):
             cuda.memset_d8_async(address, 0, size, self._stream)
 
     def copy_rows(self, source: int, source_pitch: int, target: int, target_pitch: int, width: int, rows: int) -> None:
@@ -122,7 +113,7 @@ class PyCudaDevice:
         copy.set_dst_device(target)
         copy.src_pitch, copy.dst_pitch = source_pitch, target_pitch
         copy.width_in_bytes, copy.height = width, rows
-        with _telling("copying within the GPU failed"):
+        with as_backend_error("copying within the GPU failed", cuda.Error):
             copy(self._stream)
 
     def capture(self, work: Callable[[], None]) -> Graph:
@@ -167,11 +158,11 @@ class _Event:
         self._event, self._stream = event, stream
 
     def record(self) -> None:
-        with _telling("the GPU failed"):
+        with as_backend_error("the GPU failed", cuda.Error):
             self._event.record(self._stream)
 
     def wait(self) -> None:
-        with _telling("the GPU failed"):
+        with as_backend_error("the GPU failed", cuda.Error):
             self._event.synchronize()
 
     def free(self) -> None:
