@@ -25,8 +25,8 @@ from calibration.scales.choose import Choice, choose
 from calibration.trial.backend import GraphBackend
 from calibration.trial.budget import Trials
 from calibration.trial.measure import KINDS, Comparison, Reference
-from calibration.trial.prober import Asker
-from export.quantized.quantizable import Site, choose_sites, find_sites
+from calibration.trial.prober import Prober
+from export.quantized.quantizable import Matrix, choose_matrices, find_matrices
 from export.quantized.weights import DecoderWeights
 from runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeContext
 from runtime.bundle.manifest import DECODER_GRAPH
@@ -111,19 +111,19 @@ def _benchmark(arguments: argparse.Namespace, scratch: Path) -> None:
     data, tests = _draw(scratch, arguments.pictures, arguments.questions)
     opened = Bundle(bundle)
     graph = DecoderWeights(opened).model
-    sites = find_sites(graph)
+    matrices = find_matrices(graph)
     examples = read_examples(data)
-    record = _observed(opened, graph, choose_sites(sites, *EVERYTHING), examples, scratch / "record.npz")
-    asker = Asker(Model(opened, OnnxRuntimeBackend(opened)), None, NEW_TOKENS)
+    record = _observed(opened, graph, choose_matrices(matrices, *EVERYTHING), examples, scratch / "record.npz")
+    prober = Prober(Model(opened, OnnxRuntimeBackend(opened)), None, NEW_TOKENS)
     console = Console()
     with console.bar("answers before", arguments.questions) as advance:
-        reference = Reference(asker, read_examples(tests), advance, scratch)
+        reference = Reference(prober, read_examples(tests), advance, scratch)
 
     results = []
     for row in OURS:
         choice = replace(row.choice, mode=row.mode)
-        chosen = choose(opened, choose_sites(sites, *row.parts), record, choice, lambda count: None)
-        trial = Trials(opened, reference, asker, row.form, None, console).run(chosen.plan, f"{row.mode}, {row.name}")
+        chosen = choose(opened, choose_matrices(matrices, *row.parts), record, choice, lambda count: None)
+        trial = Trials(opened, reference, prober, row.form, None, console).run(chosen.plan, f"{row.mode}, {row.name}")
         results.append(_result(row.mode, row.name, trial.comparison))
     for tool, python in (("onnxruntime", sys.executable), ("modelopt", arguments.modelopt)):
         for method in OTHERS[tool] if python else ():
@@ -137,7 +137,7 @@ def _benchmark(arguments: argparse.Namespace, scratch: Path) -> None:
                 continue
             other = Model(opened, GraphBackend(opened, {DECODER_GRAPH: onnx.load(model)}, {}))
             with console.bar(name, arguments.questions) as advance:
-                comparison, _ = reference.compare(Asker(other, None, NEW_TOKENS), advance)
+                comparison, _ = reference.compare(Prober(other, None, NEW_TOKENS), advance)
             results.append(_result("w8a8", name, comparison))
     print(_table(results))
     if arguments.json:
@@ -166,15 +166,15 @@ def _draw(scratch: Path, pictures: int, questions: int) -> tuple[Path, Path]:
 
 
 def _observed(
-    bundle: Bundle, graph: onnx.ModelProto, sites: Sequence[Site], examples: Sequence[Example], file: Path
+    bundle: Bundle, graph: onnx.ModelProto, matrices: Sequence[Matrix], examples: Sequence[Example], file: Path
 ) -> Record:
-    names = tuple(site.matrix for site in sites)
+    names = tuple(matrix.name for matrix in matrices)
     hashes = bundle_hash(bundle.manifest), bundle.manifest.name, digest(examples)
     record = Record.nothing(
-        Origin(*hashes, len(examples), 0, None, NEW_TOKENS, names), [site.channels for site in sites]
+        Origin(*hashes, len(examples), 0, None, NEW_TOKENS, names), [matrix.channels for matrix in matrices]
     )
     with Console().bar("observing", len(examples)) as advance:
-        observe(bundle, graph, sites, examples, record, file, advance)
+        observe(bundle, graph, matrices, examples, record, file, advance)
     return record
 
 
@@ -209,9 +209,9 @@ class _Feeds:
     def _all(self) -> Iterator[dict[str, np.ndarray]]:
         waiting: list[dict[str, np.ndarray]] = []
         backend = _FeedBackend(self._bundle, waiting)
-        asker = Asker(Model(self._bundle, backend), None, NEW_TOKENS)
+        prober = Prober(Model(self._bundle, backend), None, NEW_TOKENS)
         for example in self._examples:
-            for _ in asker.answer(asker.prompt(example)):
+            for _ in prober.answer(prober.prompt(example)):
                 yield from waiting
                 waiting.clear()
 
@@ -246,7 +246,7 @@ class _FeedContext(OnnxRuntimeContext):
 def _quantize_elsewhere(tool: str, method: str, bundle: str, data: str, target: str) -> None:
     """In a child: the text experts' matrices quantized by another tool."""
     opened = Bundle(bundle)
-    matrices = {site.matrix for site in choose_sites(find_sites(DecoderWeights(opened).model))}
+    matrices = {matrix.name for matrix in choose_matrices(find_matrices(DecoderWeights(opened).model))}
     inlined = onnx.inliner.inline_local_functions(onnx.load(opened.path(DECODER_GRAPH)))
     nodes = [node.name or f"node_{index}" for index, node in enumerate(inlined.graph.node)]
     for node, name in zip(inlined.graph.node, nodes, strict=True):

@@ -16,12 +16,12 @@ from calibration.observed.observe import observe
 from calibration.observed.record import Origin, Record, bundle_hash
 from calibration.reporting.report import Report, calibration_report, stored_size
 from calibration.scales.choose import Choice, Chosen, choose
-from calibration.trial.budget import Trial, Trials, hold, name
+from calibration.trial.budget import Trial, Trials, fit_budget, name
 from calibration.trial.candidate import weights_size
 from calibration.trial.measure import Reference
-from calibration.trial.prober import Asker, check_examples
+from calibration.trial.prober import Prober, check_examples
 from export.quantized.bundle import check_source, write_quantized
-from export.quantized.quantizable import Site, choose_sites, find_sites
+from export.quantized.quantizable import Matrix, choose_matrices, find_matrices
 from export.quantized.weights import DecoderWeights
 from export.writer import BundleWriter
 from runtime.bundle.manifest import CPU, QDQ, TOKENIZER
@@ -109,27 +109,27 @@ def calibrate(
     except OSError as error:
         raise CalibrationError(f"{record_file.parent} cannot be made: {error.strerror}") from None
     graph = DecoderWeights(bundle).model
-    sites = choose_sites(find_sites(graph), options.experts, options.attention, options.lm_head)
+    matrices = choose_matrices(find_matrices(graph), options.experts, options.attention, options.lm_head)
     if apply_to is not None:
-        require_same(bundle, apply_to, sites)
+        require_same(bundle, apply_to, matrices)
 
     model = load(bundle.folder, threads=options.threads)
-    asker = Asker(model, options.max_tiles, options.max_new_tokens)
+    prober = Prober(model, options.max_tiles, options.max_new_tokens)
     with console.bar("reading", len(examples) + len(tests)) as advance:
-        check_examples(asker, [*examples, *tests], advance)
-    record = _observe(bundle, graph, sites, examples, options, record_file, console)
+        check_examples(prober, [*examples, *tests], advance)
+    record = _observe(bundle, graph, matrices, examples, options, record_file, console)
     started = time.perf_counter()
-    with console.bar("scales", len(sites)) as advance:
-        chosen = choose(bundle, sites, record, options.choice, advance, options.kv_cache)
-    console.say(f"chose the scales of {len(sites)} matrices in {time.perf_counter() - started:.0f} s")
+    with console.bar("scales", len(matrices)) as advance:
+        chosen = choose(bundle, matrices, record, options.choice, advance, options.kv_cache)
+    console.say(f"chose the scales of {len(matrices)} matrices in {time.perf_counter() - started:.0f} s")
 
     console.say(f"measuring with {len(tests)} other questions")
     with console.bar("answers before", len(tests)) as advance:
-        reference = Reference(asker, tests, advance, record_file.parent)
-    trials = Trials(bundle, reference, asker, form, options.threads, console)
+        reference = Reference(prober, tests, advance, record_file.parent)
+    trials = Trials(bundle, reference, prober, form, options.threads, console)
     trial = trials.run(chosen.plan, "answers after")
     if options.max_kl is not None:
-        trial = hold(trials, trial, options.max_kl, console)
+        trial = fit_budget(trials, trial, options.max_kl, console)
         if trial.kept:
             console.say(f"left as they are, to hold the budget: {', '.join(map(name, trial.kept))}")
     report = _report(bundle, source, record, tests, options, form, chosen, trial, reference)
@@ -148,7 +148,7 @@ def calibrate(
 def _observe(
     bundle: Bundle,
     graph: onnx.ModelProto,
-    sites: Sequence[Site],
+    matrices: Sequence[Matrix],
     examples: Sequence[Example],
     options: Options,
     file: Path,
@@ -163,16 +163,16 @@ def _observe(
         seed=options.seed,
         max_tiles=options.max_tiles,
         max_new_tokens=options.max_new_tokens,
-        matrices=tuple(site.matrix for site in sites),
+        matrices=tuple(matrix.name for matrix in matrices),
     )
     if file.exists():
         record = Record.load(file)
         record.require(origin, file)
         console.say(f"{file}: {record.done} of {len(examples)} examples have been observed")
     else:
-        record = Record.nothing(origin, [site.channels for site in sites])
+        record = Record.nothing(origin, [matrix.channels for matrix in matrices])
     if not record.complete:
-        known = {site.matrix: site for site in find_sites(graph)}
+        known = {matrix.name: matrix for matrix in find_matrices(graph)}
         observed = [known[matrix] for matrix in record.origin.matrices]
         started, before = time.perf_counter(), record.done
         with console.bar("observing", len(examples)) as advance:
@@ -182,7 +182,7 @@ def _observe(
     return record
 
 
-def require_same(bundle: Bundle, other: Bundle, sites: Sequence[Site]) -> None:
+def require_same(bundle: Bundle, other: Bundle, matrices: Sequence[Matrix]) -> None:
     """Checks that another bundle holds the same model in another number format.
 
     Raises:
@@ -195,10 +195,10 @@ def require_same(bundle: Bundle, other: Bundle, sites: Sequence[Site]) -> None:
     if bundle.manifest.files[TOKENIZER] != other.manifest.files[TOKENIZER]:
         raise CalibrationError(f"{other.folder} has another tokenizer than {bundle.folder}: {advice}")
     ours, theirs = DecoderWeights(bundle), DecoderWeights(other)
-    for site in sites:
-        block, given = next(ours.blocks(site.matrix)), next(theirs.stored(site.matrix))
+    for matrix in matrices:
+        block, given = next(ours.blocks(matrix.name)), next(theirs.stored(matrix.name))
         if not np.array_equal(block.astype(given.dtype), given):
-            raise CalibrationError(f"{other.folder} has other weights than {bundle.folder} ({site.matrix}): {advice}")
+            raise CalibrationError(f"{other.folder} has other weights than {bundle.folder} ({matrix.name}): {advice}")
 
 
 def _report(

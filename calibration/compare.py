@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from calibration.data import Example, digest
 from calibration.reporting.report import Report, comparison_report, stored_size
 from calibration.trial.measure import Reference
-from calibration.trial.prober import Asker, check_examples
+from calibration.trial.prober import Prober, check_examples
 from runtime.console.console import Console
 from runtime.model import load
 
@@ -36,16 +36,16 @@ def compare(
         CalibrationError: a question cannot be read, or the bundles are of different models.
         BundleError, BackendError: a bundle cannot be used.
     """
-    askers = [
-        Asker(load(folder, threads=options.threads), options.max_tiles, options.max_new_tokens) for folder in bundles
+    probers = [
+        Prober(load(folder, threads=options.threads), options.max_tiles, options.max_new_tokens) for folder in bundles
     ]
     with console.bar("reading", len(tests)) as advance:
-        check_examples(askers[0], tests, advance)
+        check_examples(probers[0], tests, advance)
     with console.bar("answers before", len(tests)) as advance:
-        reference = Reference(askers[0], tests, advance, Path(tempfile.gettempdir()))
+        reference = Reference(probers[0], tests, advance, Path(tempfile.gettempdir()))
     with console.bar("answers after", len(tests)) as advance:
-        comparison, speed = reference.compare(askers[1], advance)
-    manifests = [asker.model.bundle.manifest for asker in askers]
+        comparison, speed = reference.compare(probers[1], advance)
+    manifests = [prober.model.bundle.manifest for prober in probers]
     return comparison_report(
         manifests[0],
         manifests[1],

@@ -22,7 +22,7 @@ from export.model.weights import blocks_by_name
 from export.quantized.bundle import quantization
 from export.quantized.parts import Part, parts
 from export.quantized.plan import MatrixPlan, QuantizationPlan
-from export.quantized.quantizable import Site, find_sites
+from export.quantized.quantizable import Matrix, find_matrices
 from export.quantized.rewrite import rewrite
 from runtime.bundle.manifest import CPU, MODES, W4A16, ModelFacts, Quantization
 
@@ -45,17 +45,17 @@ def cpu_decoder(graph: Graph, checkpoint: Checkpoint, facts: ModelFacts, weights
         weights: one of ``export.cpu_target.CPU_WEIGHTS``. Scales come from the weights alone, one a block.
     """
     source = _CheckpointWeights(graph, checkpoint, facts.max_length)
-    sites = [] if weights == FP32 else find_sites(graph.model)
+    matrices = [] if weights == FP32 else find_matrices(graph.model)
     plan = QuantizationPlan(
         W4A16 if weights == INT4 else MODES[0],
-        tuple(MatrixPlan(site.matrix, None, bits=_bits(site, weights)) for site in sites),
+        tuple(MatrixPlan(matrix.name, None, bits=_bits(matrix, weights)) for matrix in matrices),
     )
     decoder = parts(rewrite(source, plan, CPU), CPU, facts)
     return CpuDecoder(decoder, quantization(plan, CPU) if plan.matrices else None)
 
 
-def _bits(site: Site, weights: str) -> int:
-    return 4 if weights == INT4 and site.part == "feed_forward" else 8
+def _bits(matrix: Matrix, weights: str) -> int:
+    return 4 if weights == INT4 and matrix.part == "feed_forward" else 8
 
 
 class _CheckpointWeights:

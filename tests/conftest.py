@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from calibration.scales.absmax import absmax_plan
 from export.onnx import main
 from export.quantized.bundle import write_quantized
-from export.quantized.quantizable import choose_sites, find_sites
+from export.quantized.quantizable import choose_matrices, find_matrices
 from export.quantized.weights import DecoderWeights
 from runtime.backends.plugin_library import LIBRARY
 from runtime.bundle.reader import Bundle
@@ -186,10 +186,10 @@ def quantize(bundles: Path) -> Quantize:
             return target
         source = Bundle(bundle)
         weights = DecoderWeights(source)
-        sites = find_sites(weights.model)
+        matrices = find_matrices(weights.model)
         if not everything:
-            sites = choose_sites(sites)
-        plan = absmax_plan(weights, [site.matrix for site in sites])
+            matrices = choose_matrices(matrices)
+        plan = absmax_plan(weights, [matrix.name for matrix in matrices])
         if mode == "w8a8":
             matrices = tuple(replace(matrix, input_scale=0.04) for matrix in plan.matrices)
             plan = replace(plan, mode=mode, matrices=matrices)

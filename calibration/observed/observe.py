@@ -22,8 +22,8 @@ from calibration.errors import CalibrationError
 from calibration.observed.record import Record
 from calibration.observed.statistics import HALVES, PHASES, priorities
 from calibration.trial.backend import GraphBackend
-from calibration.trial.prober import Asker
-from export.quantized.quantizable import Site, expose
+from calibration.trial.prober import Prober
+from export.quantized.quantizable import Matrix, expose
 from runtime.backends import Array
 from runtime.backends.graph import PAST
 from runtime.backends.onnxruntime import OnnxRuntimeContext
@@ -51,7 +51,7 @@ class ObservingBackend(GraphBackend):
     Args:
         bundle: what to run.
         graph: its decoder without weights.
-        sites: the matrices.
+        matrices: the matrices.
         seen: told each matrix once a piece.
         seen_cache: told each cache once a piece.
         threads: as the runtime takes them.
@@ -61,13 +61,13 @@ class ObservingBackend(GraphBackend):
         self,
         bundle: Bundle,
         graph: onnx.ModelProto,
-        sites: Sequence[Site],
+        matrices: Sequence[Matrix],
         seen: Seen,
         seen_cache: SeenCache,
         threads: int | None = None,
     ) -> None:
-        self.sites, self.seen, self.seen_cache = sites, seen, seen_cache
-        super().__init__(bundle, {DECODER_GRAPH: expose(graph, sites)}, {}, threads)
+        self.matrices, self.seen, self.seen_cache = matrices, seen, seen_cache
+        super().__init__(bundle, {DECODER_GRAPH: expose(graph, matrices)}, {}, threads)
 
     def new_context(self) -> OnnxRuntimeContext:
         """Empty caches for a new sequence."""
@@ -82,14 +82,14 @@ class _ObservingContext(OnnxRuntimeContext):
         self._bind()
 
     def _bind(self) -> None:
-        for site in self._observer.sites:
-            self._binding.bind_output(site.output)
+        for matrix in self._observer.matrices:
+            self._binding.bind_output(matrix.output)
 
     def forward(self, inputs_embeds: Array, visual_mask: npt.NDArray[np.bool_], start: int) -> Array | None:
         self._bind()  # what is bound still has the last piece's size
         logits = super().forward(inputs_embeds, visual_mask, start)
-        for site, value in zip(self._observer.sites, self._binding.get_outputs(), strict=False):
-            self._observer.seen(site.matrix, value.numpy())
+        for matrix, value in zip(self._observer.matrices, self._binding.get_outputs(), strict=False):
+            self._observer.seen(matrix.name, value.numpy())
         rows = slice(start, start + len(inputs_embeds))
         for (past, _), cache in zip(self._pairs, self._caches, strict=True):
             self._observer.seen_cache(past.removeprefix(PAST), cache[0, :, rows])
@@ -99,7 +99,7 @@ class _ObservingContext(OnnxRuntimeContext):
 def observe(
     bundle: Bundle,
     graph: onnx.ModelProto,
-    sites: Sequence[Site],
+    matrices: Sequence[Matrix],
     examples: Sequence[Example],
     record: Record,
     file: Path,
@@ -112,7 +112,7 @@ def observe(
     Args:
         bundle: the unquantized bundle.
         graph: its decoder without weights.
-        sites: the matrices that the record is about.
+        matrices: the matrices that the record is about.
         examples: all of them, in the record's order.
         record: what has been observed before; it is completed.
         file: where it is saved.
@@ -123,29 +123,29 @@ def observe(
     Raises:
         CalibrationError: values that are not finite, with the layer and the example; or no row ever reached a matrix.
     """
-    observation = _Observation(record, sites)
-    backend = ObservingBackend(bundle, graph, sites, observation.take, observation.take_cache, threads)
-    asker = Asker(Model(bundle, backend), record.origin.max_tiles, record.origin.max_new_tokens)
+    observation = _Observation(record, matrices)
+    backend = ObservingBackend(bundle, graph, matrices, observation.take, observation.take_cache, threads)
+    prober = Prober(Model(bundle, backend), record.origin.max_tiles, record.origin.max_new_tokens)
     progress(record.done)
     saved = time.monotonic()
     for index in range(record.done, len(examples)):
         observation.begin(index, examples[index].place)
-        _ask(asker, examples[index], observation)
+        _ask(prober, examples[index], observation)
         record.done = index + 1
         if time.monotonic() - saved >= save_every and not record.complete:
             record.save(file)
             saved = time.monotonic()
         progress(1)
-    _require_rows(record, sites)
+    _require_rows(record, matrices)
     record.save(file)
 
 
 class _Observation:
     """Takes rows into a record, each to its phase."""
 
-    def __init__(self, record: Record, sites: Sequence[Site]) -> None:
+    def __init__(self, record: Record, matrices: Sequence[Matrix]) -> None:
         self._record = record
-        self._sites = {site.matrix: site for site in sites}
+        self._sites = {matrix.name: matrix for matrix in matrices}
         self.phase = 0
         self._example, self._place = 0, ""
         self._pieces: dict[str, int] = {}
@@ -170,20 +170,20 @@ class _Observation:
         self._record.caches[cache] = largest if known is None else np.maximum(known, largest)
 
 
-def _ask(asker: Asker, example: Example, observation: _Observation) -> None:
-    prompt, given = asker.prompt_and_answer(example)
+def _ask(prober: Prober, example: Example, observation: _Observation) -> None:
+    prompt, given = prober.prompt_and_answer(example)
     observation.phase = PHASES.index("prompt")
-    for _ in asker.answer(prompt) if given is None else asker.along(prompt, given):
+    for _ in prober.answer(prompt) if given is None else prober.along(prompt, given):
         # What follows the first logits is computed of tokens of the answer.
         observation.phase = PHASES.index("generated")
 
 
-def _require_rows(record: Record, sites: Sequence[Site]) -> None:
+def _require_rows(record: Record, matrices: Sequence[Matrix]) -> None:
     """The last layer computes the last position only, always a text token: its visual expert is left out of this."""
-    last = max((site.layer for site in sites if site.layer is not None), default=None)
-    for site in sites:
-        if not any(half.rows for half in record.observed[site.matrix]) and not (
-            site.expert == "visual" and site.layer == last
+    last = max((matrix.layer for matrix in matrices if matrix.layer is not None), default=None)
+    for matrix in matrices:
+        if not any(half.rows for half in record.observed[matrix.name]) and not (
+            matrix.expert == "visual" and matrix.layer == last
         ):
-            advice = "give data with pictures, or --experts text" if site.expert == "visual" else "give other data"
-            raise CalibrationError(f"no row of the data reaches the {site.expert} expert of {site.matrix}: {advice}")
+            advice = "give data with pictures, or --experts text" if matrix.expert == "visual" else "give other data"
+            raise CalibrationError(f"no row of the data reaches the {matrix.expert} expert of {matrix.name}: {advice}")

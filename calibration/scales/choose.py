@@ -26,7 +26,7 @@ from calibration.scales.smooth import (
     weighting,
 )
 from export.quantized.plan import CachePlan, MatrixPlan, QuantizationPlan, Smoothing
-from export.quantized.quantizable import Site
+from export.quantized.quantizable import Matrix
 from export.quantized.quantize import LARGEST, absmax_scale, quantize
 from export.quantized.weights import DecoderWeights
 from runtime.bundle.reader import Bundle
@@ -107,7 +107,7 @@ class Chosen:
 
 def choose(
     bundle: Bundle,
-    sites: Sequence[Site],
+    matrices: Sequence[Matrix],
     record: Record,
     choice: Choice,
     progress: Callable[[int], object],
@@ -117,7 +117,7 @@ def choose(
 
     Args:
         bundle: whose weights are quantized.
-        sites: the matrices to quantize; the record has observed them.
+        matrices: the matrices to quantize; the record has observed them.
         record: the observations.
         choice: how.
         progress: called with 1 for each matrix that is done.
@@ -126,17 +126,17 @@ def choose(
     Raises:
         CalibrationError: the record does not fit.
     """
-    for site in sites:
-        if record.observed[site.matrix][0].prompt.channels != site.channels:
-            raise CalibrationError(f"the record does not fit the bundle: {site.matrix} has {site.channels} channels")
+    for matrix in matrices:
+        if record.observed[matrix.name][0].prompt.channels != matrix.channels:
+            raise CalibrationError(f"the record does not fit the bundle: {matrix.name} has {matrix.channels} channels")
     plain = DecoderWeights(bundle)
-    groups: dict[tuple[int | None, str], list[Site]] = {}
-    for site in sites:
-        groups.setdefault((site.layer, site.part), []).append(site)
-    matrices, reports, smoothings = [], [], []
+    groups: dict[tuple[int | None, str], list[Matrix]] = {}
+    for matrix in matrices:
+        groups.setdefault((matrix.layer, matrix.part), []).append(matrix)
+    plans, reports, smoothings = [], [], []
     # One group after the other, so that only its samples are in memory twice.
     for (layer, part), members in groups.items():
-        candidates = {site.matrix: _candidate(site, plain, record.observed[site.matrix]) for site in members}
+        candidates = {matrix.name: _candidate(matrix, plain, record.observed[matrix.name]) for matrix in members}
         found: dict[str, Smoothed] = {}
         smoothed = plain
         if part == "feed_forward" and layer is not None:
@@ -144,13 +144,13 @@ def choose(
             if any(item.factor is not None for item in found.values()):
                 smoothings.append(smoothing)
                 smoothed = DecoderWeights(bundle, [smoothing])
-        for site in members:
-            plan, report = _matrix(site, candidates, found, plain, smoothed, choice.rule)
-            matrices.append(plan)
+        for matrix in members:
+            plan, report = _matrix(matrix, candidates, found, plain, smoothed, choice.rule)
+            plans.append(plan)
             reports.append(report)
             progress(1)
     caches = tuple(_cache(layer, record) for layer in range(bundle.manifest.model.num_hidden_layers) if kv_cache)
-    return Chosen(QuantizationPlan(choice.mode, tuple(matrices), tuple(smoothings), caches), reports)
+    return Chosen(QuantizationPlan(choice.mode, tuple(plans), tuple(smoothings), caches), reports)
 
 
 def _cache(layer: int, record: Record) -> CachePlan:
@@ -173,11 +173,11 @@ def _smooth(layer: int, candidates: dict[str, Candidate], choice: Choice, found:
     return Smoothing(layer, **factors)
 
 
-def _candidate(site: Site, weights: DecoderWeights, halves: tuple[Observed, ...]) -> Candidate:
-    wanted = np.unique(np.linspace(0, site.out - 1, SEARCH_ROWS).astype(np.int64))
+def _candidate(matrix: Matrix, weights: DecoderWeights, halves: tuple[Observed, ...]) -> Candidate:
+    wanted = np.unique(np.linspace(0, matrix.out - 1, SEARCH_ROWS).astype(np.int64))
     picked, start = [], 0
-    largest = np.zeros(site.channels, np.float32)
-    for block in weights.blocks(site.matrix):
+    largest = np.zeros(matrix.channels, np.float32)
+    for block in weights.blocks(matrix.name):
         picked.append(block[wanted[(wanted >= start) & (wanted < start + len(block))] - start])
         np.maximum(largest, np.abs(block).max(axis=0), out=largest)
         start += len(block)
@@ -185,7 +185,7 @@ def _candidate(site: Site, weights: DecoderWeights, halves: tuple[Observed, ...]
 
 
 def _matrix(
-    site: Site,
+    matrix: Matrix,
     candidates: dict[str, Candidate],
     found: dict[str, Smoothed],
     plain: DecoderWeights,
@@ -193,17 +193,17 @@ def _matrix(
     rule: Rule,
 ) -> tuple[MatrixPlan, MatrixReport]:
     """The plan of one matrix and what is known of it, block by block."""
-    candidate, smoothing = candidates[site.matrix], found.get(site.matrix, Smoothed())
-    observed, factor = candidate.observed, smoothing.over(site.channels)
+    candidate, smoothing = candidates[matrix.name], found.get(matrix.name, Smoothed())
+    observed, factor = candidate.observed, smoothing.over(matrix.channels)
     weights = weighting(observed, factor, rule)
     # Nothing ever reaches the visual expert of the last layer. Its activations take the text expert's scale.
-    reached = candidate if observed.rows else candidates.get(site.matrix.replace("visual_", "text_"), candidate)
+    reached = candidate if observed.rows else candidates.get(matrix.name.replace("visual_", "text_"), candidate)
     activations = input_scale(reached, smoothing, rule)
     # Rows of up are smaller by what smoothes down; their error is told in the size of the others.
-    down = found.get(site.matrix.replace("gate_up", "down"), Smoothed()) if "gate_up" in site.matrix else Smoothed()
+    down = found.get(matrix.name.replace("gate_up", "down"), Smoothed()) if "gate_up" in matrix.name else Smoothed()
     sizes = None if down.factor is None else np.concatenate([np.ones_like(down.factor), down.factor])
     scales, sums, start = [], np.zeros((len(observed.phases), 2)), 0
-    for exact, block in zip(plain.blocks(site.matrix), smoothed.blocks(site.matrix), strict=True):
+    for exact, block in zip(plain.blocks(matrix.name), smoothed.blocks(matrix.name), strict=True):
         scale = weight_scale(block, weights)
         quantized = quantize(block, scale) * scale[:, None]
         if sizes is not None:
@@ -211,18 +211,18 @@ def _matrix(
         sums += output_squares(exact, quantized, observed, factor, activations, SAMPLE)
         scales.append(scale)
         start += len(block)
-    plan = MatrixPlan(site.matrix, np.concatenate(scales), activations)
-    return plan, _report(site, observed, factor, plan, relative(sums), smoothing.exponent)
+    plan = MatrixPlan(matrix.name, np.concatenate(scales), activations)
+    return plan, _report(matrix, observed, factor, plan, relative(sums), smoothing.exponent)
 
 
 def _report(
-    site: Site, observed: Observed, factor: Floats, plan: MatrixPlan, error: float, exponent: float | None
+    matrix: Matrix, observed: Observed, factor: Floats, plan: MatrixPlan, error: float, exponent: float | None
 ) -> MatrixReport:
     absmax, phases = observed.absmax, observed.phases
     most = float((absmax / factor).max())
     return MatrixReport(
-        name=site.matrix,
-        layer=site.layer,
+        name=matrix.name,
+        layer=matrix.layer,
         exponent=exponent,
         error=error,
         low=min((float(phase.low.min()) for phase in phases), default=0.0),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from calibration.errors import CalibrationError
 from calibration.trial.candidate import candidate, layers_of, only, without
 from calibration.trial.measure import Comparison, Reference, Speed
-from calibration.trial.prober import Asker
+from calibration.trial.prober import Prober
 from export.quantized.plan import QuantizationPlan
 from runtime.bundle.reader import Bundle
 from runtime.console.console import Console
@@ -49,7 +49,7 @@ class Trials:
     Args:
         bundle: not quantized.
         reference: its answers.
-        asker: the options of the questions.
+        prober: the options of the questions.
         form: of the quantized decoder.
         threads: as the runtime takes them.
         console: shown the progress.
@@ -59,25 +59,25 @@ class Trials:
         self,
         bundle: Bundle,
         reference: Reference,
-        asker: Asker,
+        prober: Prober,
         form: str,
         threads: int | None,
         console: Console,
     ) -> None:
-        self._bundle, self._reference, self._asker = bundle, reference, asker
+        self._bundle, self._reference, self._asker = bundle, reference, prober
         self._form, self._threads, self._console = form, threads, console
 
     def run(self, plan: QuantizationPlan, name: str, examples: int | None = None) -> Trial:
         """Measures one plan, over all questions or the first so many."""
         model = candidate(self._bundle, plan, self._form, self._threads)
-        asker = Asker(model, self._asker.max_tiles, self._asker.max_new_tokens)
+        prober = Prober(model, self._asker.max_tiles, self._asker.max_new_tokens)
         count = len(self._reference.answered[:examples])
         with self._console.bar(name, count) as advance:
-            comparison, speed = self._reference.compare(asker, advance, examples)
+            comparison, speed = self._reference.compare(prober, advance, examples)
         return Trial(plan, comparison, speed)
 
 
-def hold(trials: Trials, whole: Trial, budget: float, console: Console) -> Trial:
+def fit_budget(trials: Trials, whole: Trial, budget: float, console: Console) -> Trial:
     """The plan with the most layers quantized whose mean KL is within a budget.
 
     Each layer is measured by itself first. Then the worst are left as they are, as many as it takes: found by halving,

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from calibration.data import Example
 from calibration.errors import CalibrationError
-from calibration.trial.prober import Asker, Logits
+from calibration.trial.prober import Logits, Prober
 
 KINDS = ("image", "text")
 """Questions about pictures, and about text alone; they are told of separately."""
@@ -108,7 +108,7 @@ class Reference:
     Its size is four bytes for each answer token and token of the vocabulary: 0.4 MB a token with that of the 2B model.
 
     Args:
-        asker: the bundle.
+        prober: the bundle.
         examples: what is asked.
         progress: called with 1 for each example.
         folder: where the file is made, on a disk with room.
@@ -118,17 +118,17 @@ class Reference:
     """
 
     def __init__(
-        self, asker: Asker, examples: Sequence[Example], progress: Callable[[int], object], folder: Path
+        self, prober: Prober, examples: Sequence[Example], progress: Callable[[int], object], folder: Path
     ) -> None:
         self.speed, self.answered = Speed(), list[Answered]()
-        self.tokenizer = asker.model.tokenizer
-        self._width = asker.model.bundle.manifest.model.vocab_size
+        self.tokenizer = prober.model.tokenizer
+        self._width = prober.model.bundle.manifest.model.vocab_size
         count = 0
         try:
             self._file = tempfile.TemporaryFile(dir=folder, prefix=".calibration-")  # noqa: SIM115 - kept open
             for example in examples:
-                prompt, ids = asker.prompt(example), list[int]()
-                for token, logits in self.speed.timed(asker.answer(prompt)):
+                prompt, ids = prober.prompt(example), list[int]()
+                for token, logits in self.speed.timed(prober.answer(prompt)):
                     self._file.write(np.ascontiguousarray(logits, np.float32).data)
                     ids.append(token)
                 self.answered.append(Answered(example, prompt.ids, tuple(ids), count))
@@ -140,33 +140,33 @@ class Reference:
         self._logits = np.memmap(self._file, np.float32, "r", shape=(count, self._width))
 
     def compare(
-        self, asker: Asker, progress: Callable[[int], object], examples: int | None = None
+        self, prober: Prober, progress: Callable[[int], object], examples: int | None = None
     ) -> tuple[Comparison, Speed]:
         """Leads another bundle along these answers.
 
         Args:
-            asker: the other bundle.
+            prober: the other bundle.
             progress: called with 1 for each example.
             examples: only the first so many.
 
         Raises:
             CalibrationError: the other has another vocabulary, or reads a question as other tokens.
         """
-        if asker.model.bundle.manifest.model.vocab_size != self._width:
+        if prober.model.bundle.manifest.model.vocab_size != self._width:
             raise CalibrationError("the bundles have vocabularies of different sizes: they are not of one model")
         comparison, speed = Comparison(), Speed()
         for answered in self.answered[:examples]:
-            prompt = asker.prompt(answered.example)
+            prompt = prober.prompt(answered.example)
             if not np.array_equal(prompt.ids, answered.prompt):
                 raise CalibrationError(
                     f"{answered.example.place}: the bundles read it as different tokens: they are not of one model"
                 )
             rows = [
                 position(self._logits[answered.first + index], logits, answered.ids[index])
-                for index, logits in enumerate(speed.timed(asker.along(prompt, answered.ids)))
+                for index, logits in enumerate(speed.timed(prober.along(prompt, answered.ids)))
             ]
             if not np.isfinite([row[0] for row in rows]).all():
-                raise CalibrationError(f"{answered.example.place}: the logits of {asker.model.bundle.folder} are NaN")
+                raise CalibrationError(f"{answered.example.place}: the logits of {prober.model.bundle.folder} are NaN")
             comparison.answers.append((answered, rows))
             progress(1)
         return comparison, speed

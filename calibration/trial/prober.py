@@ -17,7 +17,7 @@ from runtime.model import Model
 Logits = npt.NDArray[np.float32]
 
 
-class Asker:
+class Prober:
     """Turns examples into tokens, as sessions do.
 
     Args:
@@ -99,11 +99,11 @@ class Asker:
         return prompt
 
 
-def check_examples(asker: Asker, examples: Sequence[Example], seen: Callable[[int], object]) -> None:
+def check_examples(prober: Prober, examples: Sequence[Example], seen: Callable[[int], object]) -> None:
     """Reads every picture and question once, before any work is done with the first.
 
     Args:
-        asker: what would ask.
+        prober: what would ask.
         examples: to check.
         seen: called with 1 after each.
 
@@ -111,7 +111,7 @@ def check_examples(asker: Asker, examples: Sequence[Example], seen: Callable[[in
         CalibrationError: one cannot be asked; with its line.
     """
     for example in examples:
-        asker.prompt_and_answer(example)
+        prober.prompt_and_answer(example)
         seen(1)
 
 

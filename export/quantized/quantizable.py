@@ -23,11 +23,11 @@ _NAME = re.compile(
 
 
 @dataclass(frozen=True)
-class Site:
+class Matrix:
     """A matrix, and where its input can be seen.
 
     Attributes:
-        matrix: name of its initializer.
+        name: of its initializer.
         layer: index of the layer; None for the head.
         part: ``feed_forward``, ``attention`` or ``lm_head``.
         expert: whose rows reach it: ``text`` or ``visual``; None where all do.
@@ -36,7 +36,7 @@ class Site:
         value: name of the activations, in the operator's body or in the graph.
     """
 
-    matrix: str
+    name: str
     layer: int | None
     part: str
     expert: str | None
@@ -51,7 +51,7 @@ class Site:
         return f"{self.node}/{self.value}" if self.node else self.value
 
 
-def find_sites(model: onnx.ModelProto) -> list[Site]:
+def find_matrices(model: onnx.ModelProto) -> list[Matrix]:
     """All matrices of a decoder that may be quantized, in graph order."""
     shapes: dict[str, tuple[int, ...]] = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     bodies = {(body.domain, body.name): dict(_operands(body.node)) for body in model.functions}
@@ -61,39 +61,39 @@ def find_sites(model: onnx.ModelProto) -> list[Site]:
         key = (node.domain, node.op_type)
         if key in bodies:
             given = dict(zip(parameters[key], node.input, strict=True))
-            operands = {given[matrix]: value for matrix, value in bodies[key].items() if matrix in given}
+            operands = {given[weight]: value for weight, value in bodies[key].items() if weight in given}
         else:
             operands = dict(_operands([node]))
-        for matrix, value in operands.items():
-            match = _NAME.fullmatch(matrix)
-            shape = shapes.get(matrix, ())
+        for name, value in operands.items():
+            match = _NAME.fullmatch(name)
+            shape = shapes.get(name, ())
             if match and len(shape) == 2:
                 layer = int(match["layer"]) if match["layer"] else None
                 part = match["part"] or match["head"]
                 inside = node.name if key in bodies else ""
-                found.append(Site(matrix, layer, part, match["expert"], shape[0], shape[1], inside, value))
+                found.append(Matrix(name, layer, part, match["expert"], shape[0], shape[1], inside, value))
     return found
 
 
-def choose_sites(
-    sites: Collection[Site], experts: Collection[str] = ("text",), attention: bool = False, lm_head: bool = False
-) -> list[Site]:
+def choose_matrices(
+    matrices: Collection[Matrix], experts: Collection[str] = ("text",), attention: bool = False, lm_head: bool = False
+) -> list[Matrix]:
     """The matrices to quantize.
 
     Args:
-        sites: all there are.
+        matrices: all there are.
         experts: whose; matrices that all rows share count as anybody's.
         attention: those of the attention too.
         lm_head: that of the head too.
     """
     parts = {"feed_forward", *(["attention"] if attention else []), *(["lm_head"] if lm_head else [])}
-    return [site for site in sites if site.part in parts and site.expert in (*experts, None)]
+    return [matrix for matrix in matrices if matrix.part in parts and matrix.expert in (*experts, None)]
 
 
-def expose(model: onnx.ModelProto, sites: Collection[Site]) -> onnx.ModelProto:
+def expose(model: onnx.ModelProto, matrices: Collection[Matrix]) -> onnx.ModelProto:
     """A copy of a decoder, without weights, whose outputs after its own are the inputs of some matrices.
 
-    Operators get further outputs: the values in their bodies. The order is that of ``sites``.
+    Operators get further outputs: the values in their bodies. The order is that of ``matrices``.
 
     Raises:
         QuantizationError: a value is not there.
@@ -103,19 +103,21 @@ def expose(model: onnx.ModelProto, sites: Collection[Site]) -> onnx.ModelProto:
     nodes = {node.name: node for node in copy.graph.node}
     bodies = {(body.domain, body.name): body for body in copy.functions}
     element_type = copy.graph.input[0].type.tensor_type.elem_type
-    for site in sites:
-        if site.node:
-            if site.node not in nodes:
-                raise QuantizationError(f"the decoder has no node {site.node}: export the bundle again")
-            node = nodes[site.node]
+    for matrix in matrices:
+        if matrix.node:
+            if matrix.node not in nodes:
+                raise QuantizationError(f"the decoder has no node {matrix.node}: export the bundle again")
+            node = nodes[matrix.node]
             body = bodies[node.domain, node.op_type]
-            if site.value not in body.output:
-                body.output.append(site.value)
+            if matrix.value not in body.output:
+                body.output.append(matrix.value)
             # A node lists its outputs in the order of its body; what is not wanted of them has no name.
-            place = list(body.output).index(site.value)
+            place = list(body.output).index(matrix.value)
             node.output.extend([""] * (place + 1 - len(node.output)))
-            node.output[place] = site.output
-        copy.graph.output.append(onnx.helper.make_tensor_value_info(site.output, element_type, [None, site.channels]))
+            node.output[place] = matrix.output
+        copy.graph.output.append(
+            onnx.helper.make_tensor_value_info(matrix.output, element_type, [None, matrix.channels])
+        )
     return copy
 
 

@@ -19,10 +19,10 @@ from calibration.errors import CalibrationError
 from calibration.observed.observe import observe
 from calibration.observed.record import Origin, Record, bundle_hash
 from calibration.observed.statistics import merged
-from calibration.trial.prober import Asker
+from calibration.trial.prober import Prober
 from export.checkpoint.reader import Checkpoint
 from export.model.loading import load_decoder
-from export.quantized.quantizable import Site, choose_sites, find_sites
+from export.quantized.quantizable import Matrix, choose_matrices, find_matrices
 from export.quantized.weights import DecoderWeights
 from runtime.backends.graph import cache_names
 from runtime.bundle.manifest import DECODER_WEIGHTS
@@ -33,22 +33,22 @@ GOLDEN = Path(__file__).resolve().parents[2] / "data/golden"
 TOKENS = 6
 
 
-def sites_of(bundle: Bundle, everything: bool = True) -> list[Site]:
-    sites = find_sites(DecoderWeights(bundle).model)
-    return choose_sites(sites, ("text", "visual"), True, True) if everything else choose_sites(sites)
+def matrices_of(bundle: Bundle, everything: bool = True) -> list[Matrix]:
+    matrices = find_matrices(DecoderWeights(bundle).model)
+    return choose_matrices(matrices, ("text", "visual"), True, True) if everything else choose_matrices(matrices)
 
 
-def fresh(bundle: Bundle, sites: Sequence[Site], examples: Sequence[Example]) -> Record:
-    names = tuple(site.matrix for site in sites)
+def fresh(bundle: Bundle, matrices: Sequence[Matrix], examples: Sequence[Example]) -> Record:
+    names = tuple(matrix.name for matrix in matrices)
     origin = Origin(bundle_hash(bundle.manifest), "test", digest(examples), len(examples), 0, None, TOKENS, names)
-    return Record.nothing(origin, [site.channels for site in sites])
+    return Record.nothing(origin, [matrix.channels for matrix in matrices])
 
 
 def observed(folder: Path, examples: Sequence[Example], file: Path, everything: bool = True) -> Record:
     bundle = Bundle(folder)
-    sites = sites_of(bundle, everything)
-    record = fresh(bundle, sites, examples)
-    observe(bundle, DecoderWeights(bundle).model, sites, examples, record, file, lambda count: None)
+    matrices = matrices_of(bundle, everything)
+    record = fresh(bundle, matrices, examples)
+    observe(bundle, DecoderWeights(bundle).model, matrices, examples, record, file, lambda count: None)
     return record
 
 
@@ -89,14 +89,14 @@ def test_against_pytorch(version: str, request: pytest.FixtureRequest, pairs: Pa
     record = observed(folder, examples, tmp_path / "record.npz")
 
     model = load(folder)
-    asker = Asker(model, None, TOKENS)
+    prober = Prober(model, None, TOKENS)
     decoder = load_decoder(Checkpoint(GOLDEN / f"tiny-{version}/checkpoint"), torch.float32, 512)
     hooks = Hooks(decoder)
     facts = model.bundle.manifest.model
     filled: dict[str, list[np.ndarray]] = defaultdict(list)
     for example in examples:
-        prompt = asker.prompt(example)
-        ids = [token for token, _ in asker.answer(prompt)]
+        prompt = prober.prompt(example)
+        ids = [token for token, _ in prober.answer(prompt)]
         embeds = model.embed(prompt.ids)
         if prompt.visual_mask.any():
             embeds[prompt.visual_mask] = model.backend.encode_image(prompt.images[0].pixel_values)
@@ -136,19 +136,19 @@ def test_answers_that_are_given_are_followed(tiny_v1_bundle: Path, pairs: Path, 
     """The tokens of the answer count as generated, without the one that ends it, which is never fed."""
     example = next(item for item in read_examples(pairs) if item.answer)
     model = load(tiny_v1_bundle)
-    asker = Asker(model, None, 50)
-    prompt, ids = asker.prompt_and_answer(example)
+    prober = Prober(model, None, 50)
+    prompt, ids = prober.prompt_and_answer(example)
     assert ids is not None
     assert ids[-1] in model.stop_ids
     assert model.tokenizer.decode(ids) == example.answer
     assert prompt.ids.tolist() == model.session(list(example.images), example.prompt, max_new_tokens=1).prompt_ids
     bundle = Bundle(tiny_v1_bundle)
-    sites = sites_of(bundle, everything=False)
-    names = tuple(site.matrix for site in sites)
+    matrices = matrices_of(bundle, everything=False)
+    names = tuple(matrix.name for matrix in matrices)
     origin = Origin(bundle_hash(bundle.manifest), "test", digest([example]), 1, 0, None, 50, names)
-    record = Record.nothing(origin, [site.channels for site in sites])
+    record = Record.nothing(origin, [matrix.channels for matrix in matrices])
     file = tmp_path / "record.npz"
-    observe(bundle, DecoderWeights(bundle).model, sites, [example], record, file, lambda count: None)
+    observe(bundle, DecoderWeights(bundle).model, matrices, [example], record, file, lambda count: None)
     assert {merged(halves).generated.rows for halves in record.observed.values()} == {len(ids) - 1}
 
 
@@ -158,7 +158,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tiny_v1_bundle: Path, pair
     observed(tiny_v1_bundle, examples, whole)
 
     bundle = Bundle(tiny_v1_bundle)
-    sites, graph = sites_of(bundle), DecoderWeights(bundle).model
+    matrices, graph = matrices_of(bundle), DecoderWeights(bundle).model
     seen = 0
 
     def interrupt(count: int) -> None:
@@ -168,11 +168,11 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tiny_v1_bundle: Path, pair
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        observe(bundle, graph, sites, examples, fresh(bundle, sites, examples), parts, interrupt, save_every=0)
+        observe(bundle, graph, matrices, examples, fresh(bundle, matrices, examples), parts, interrupt, save_every=0)
     record = Record.load(parts)
     assert record.done == 4
     told: list[int] = []
-    observe(bundle, graph, sites, examples, record, parts, told.append)
+    observe(bundle, graph, matrices, examples, record, parts, told.append)
     assert told == [4, 1, 1]
     assert parts.read_bytes() == whole.read_bytes()
     assert sorted(tmp_path.iterdir()) == [parts, whole]

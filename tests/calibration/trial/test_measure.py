@@ -13,7 +13,7 @@ import pytest
 from calibration.data import Example, read_examples
 from calibration.errors import CalibrationError
 from calibration.trial.measure import Answered, Comparison, Reference, log_softmax, position
-from calibration.trial.prober import Asker
+from calibration.trial.prober import Prober
 from runtime.bundle.manifest import CHAT_TEMPLATE
 from runtime.model import load
 
@@ -72,18 +72,18 @@ def test_figures() -> None:
 
 
 def test_a_bundle_is_as_far_from_itself_as_nothing(tiny_v1_bundle: Path, pairs: Path, tmp_path: Path) -> None:
-    asker = Asker(load(tiny_v1_bundle), None, 6)
+    prober = Prober(load(tiny_v1_bundle), None, 6)
     examples = read_examples(pairs)
     chosen = [examples[1], examples[-1]]
     told: list[int] = []
-    reference = Reference(asker, chosen, told.append, tmp_path)
+    reference = Reference(prober, chosen, told.append, tmp_path)
     assert told == [1, 1]
     assert list(tmp_path.iterdir()) == []  # the file of logits has no name
     for example, answered in zip(chosen, reference.answered, strict=True):
-        session = asker.model.session(list(example.images), example.prompt, max_new_tokens=6)
+        session = prober.model.session(list(example.images), example.prompt, max_new_tokens=6)
         assert session.text is not None
         assert list(answered.ids) == session.generated_ids
-    comparison, speed = reference.compare(asker, lambda count: None)
+    comparison, speed = reference.compare(prober, lambda count: None)
     figures = comparison.figures()
     assert figures is not None
     assert figures.tokens == sum(len(answered.ids) for answered in reference.answered)
@@ -94,22 +94,24 @@ def test_a_bundle_is_as_far_from_itself_as_nothing(tiny_v1_bundle: Path, pairs: 
 
 
 def test_another_model_is_refused(tiny_v1_bundle: Path, pairs: Path, tmp_path: Path) -> None:
-    reference = Reference(Asker(load(tiny_v1_bundle), None, 2), read_examples(pairs)[-1:], lambda count: None, tmp_path)
+    reference = Reference(
+        Prober(load(tiny_v1_bundle), None, 2), read_examples(pairs)[-1:], lambda count: None, tmp_path
+    )
     shutil.copytree(tiny_v1_bundle, tmp_path / "other")
     template = tmp_path / "other" / CHAT_TEMPLATE
     template.write_text(template.read_text().replace(">user", ">uses"))
     with pytest.raises(CalibrationError, match="line 24: the bundles read it as different tokens"):
-        reference.compare(Asker(load(tmp_path / "other"), None, 2), lambda count: None)
+        reference.compare(Prober(load(tmp_path / "other"), None, 2), lambda count: None)
 
 
 def test_a_question_that_does_not_fit(tiny_v1_bundle: Path, pairs: Path, tmp_path: Path) -> None:
     model = load(tiny_v1_bundle)
     with pytest.raises(CalibrationError, match=r"pairs\.jsonl, line 1: .* are more than the"):
-        Asker(model, None, model.max_length).prompt(read_examples(pairs)[0])
+        Prober(model, None, model.max_length).prompt(read_examples(pairs)[0])
     (tmp_path / "data.jsonl").write_text(json.dumps({"image": None, "prompt": "<image> what?"}))
     with pytest.raises(CalibrationError, match=r"data\.jsonl, line 1: expected one <image> placeholder"):
-        Asker(model, None, 2).prompt(read_examples(tmp_path / "data.jsonl")[0])
+        Prober(model, None, 2).prompt(read_examples(tmp_path / "data.jsonl")[0])
     (tmp_path / "bad.png").write_bytes((pairs.parent / "0.png").read_bytes()[:500])
     (tmp_path / "data.jsonl").write_text(json.dumps({"image": "bad.png", "prompt": "what?"}))
     with pytest.raises(CalibrationError, match=r"data\.jsonl, line 1: .*bad\.png.* cannot be decoded"):
-        Asker(model, None, 2).prompt(read_examples(tmp_path / "data.jsonl")[0])
+        Prober(model, None, 2).prompt(read_examples(tmp_path / "data.jsonl")[0])

@@ -20,14 +20,14 @@ from calibration.observed.record import Origin, Record, bundle_hash
 from calibration.scales.absmax import absmax_plan
 from calibration.scales.choose import Choice, choose
 from calibration.trial.candidate import candidate, layers_of, only, without
-from calibration.trial.prober import Asker
+from calibration.trial.prober import Prober
 from export.checkpoint.reader import Checkpoint
 from export.errors import QuantizationError
 from export.model.loading import load_decoder
 from export.passes.int8_caches import FEW, NAME
 from export.quantized.bundle import write_quantized
 from export.quantized.plan import CachePlan, QuantizationPlan
-from export.quantized.quantizable import choose_sites, find_sites
+from export.quantized.quantizable import choose_matrices, find_matrices
 from export.quantized.weights import DecoderWeights
 from runtime.backends import onnxruntime as backend_module
 from runtime.backends.graph import cache_names
@@ -69,11 +69,11 @@ def made(request: pytest.FixtureRequest, pairs: Path, tmp_path_factory: pytest.T
 def observed(folder: Path, examples: list[Example], file: Path) -> Record:
     bundle = Bundle(folder)
     graph = DecoderWeights(bundle).model
-    sites = choose_sites(find_sites(graph))
-    names = tuple(site.matrix for site in sites)
+    matrices = choose_matrices(find_matrices(graph))
+    names = tuple(matrix.name for matrix in matrices)
     origin = Origin(bundle_hash(bundle.manifest), "test", digest(examples), len(examples), 0, None, 6, names)
-    record = Record.nothing(origin, [site.channels for site in sites])
-    observe(bundle, graph, sites, examples, record, file, lambda count: None)
+    record = Record.nothing(origin, [matrix.channels for matrix in matrices])
+    observe(bundle, graph, matrices, examples, record, file, lambda count: None)
     return record
 
 
@@ -260,7 +260,9 @@ def test_turns_on_kept_caches_answer_as_fresh_ones(made: Made) -> None:
 def test_with_int8_weights_too(made: Made, tmp_path: Path) -> None:
     """Of random weights. Seen: the first logits are 4.0 % and 7.0 % of their deviation from those of floats."""
     weights = DecoderWeights(Bundle(made.source))
-    plan = replace(absmax_plan(weights, [site.matrix for site in find_sites(weights.model)]), caches=made.plan.caches)
+    plan = replace(
+        absmax_plan(weights, [matrix.name for matrix in find_matrices(weights.model)]), caches=made.plan.caches
+    )
     write_quantized(Bundle(made.source), tmp_path / "bundle", plan, form="cpu")
     got, exact = (
         np.asarray(talk(load(folder))[0].logits, np.float64)[0] for folder in (tmp_path / "bundle", made.source)
@@ -295,8 +297,8 @@ def test_what_is_tried_is_what_is_written(made: Made) -> None:
     example = Example("here", (IMAGES / "portrait.png",), "What is it?")
     logits = []
     for model in (candidate(Bundle(made.source), made.plan, "cpu"), load(made.folder)):
-        asker = Asker(model, 1, 5)
-        logits.append(np.stack([item for _, item in asker.answer(asker.prompt(example))]))
+        prober = Prober(model, 1, 5)
+        logits.append(np.stack([item for _, item in prober.answer(prober.prompt(example))]))
     np.testing.assert_array_equal(*logits)
 
 

@@ -24,7 +24,7 @@ from calibration.scales.absmax import absmax_plan
 from export.errors import QuantizationError
 from export.quantized.bundle import write_quantized
 from export.quantized.plan import MatrixPlan, QuantizationPlan, Smoothing
-from export.quantized.quantizable import find_sites
+from export.quantized.quantizable import find_matrices
 from export.quantized.quantize import absmax_scale, block_scales, block_size, pack
 from export.quantized.quantize import quantize as to_int8
 from export.quantized.weights import DecoderWeights
@@ -92,7 +92,7 @@ def test_both_forms_hold_what_the_quantizer_makes(tiny_bundle: Path, quantize: Q
     source = tensors(tiny_bundle)
     qdq, cpu = (tensors(quantize(tiny_bundle, form=form, everything=everything)) for form in ("qdq", "cpu"))
     chosen = [name for name in source if f"{name}_scale" in qdq]
-    assert len(chosen) == (len(find_sites(DecoderWeights(Bundle(tiny_bundle)).model)) if everything else 8)
+    assert len(chosen) == (len(find_matrices(DecoderWeights(Bundle(tiny_bundle)).model)) if everything else 8)
     last = Bundle(tiny_bundle).manifest.model.num_hidden_layers - 1
     for name, weight in source.items():
         # In form cpu the last layer's visual rows end with their keys and values.
@@ -318,9 +318,9 @@ def test_cpu_form_leaves_float_matrices_in_the_file(tiny_v1_bundle: Path, quanti
         names = {item.name for item in session.get_overridable_initializers()}
         assert {item.name for item in session.get_inputs()}.isdisjoint(names)
         left |= names
-    sites = find_sites(DecoderWeights(Bundle(tiny_v1_bundle)).model)
+    matrices = find_matrices(DecoderWeights(Bundle(tiny_v1_bundle)).model)
     unused = {f"layers.3.feed_forward.visual_{matrix}" for matrix in ("gate_up", "down")}
-    assert left == {site.matrix for site in sites if site.expert != "text"} - unused
+    assert left == {matrix.name for matrix in matrices if matrix.expert != "text"} - unused
 
 
 # Refusals ----------------------------------------------------------------------------------------------------------
