@@ -10,6 +10,9 @@ from runtime.bundle.embeddings import Embeddings
 from runtime.bundle.manifest import EMBEDDINGS, MANIFEST, PRECISIONS, FileRecord, Manifest
 from runtime.errors import BundleError
 
+Progress = Callable[[int], object]
+"""Called with the number of bytes just read."""
+
 
 class Bundle:
     """An opened bundle, its files present with the sizes that the manifest gives.
@@ -27,7 +30,7 @@ class Bundle:
         self,
         folder: str | Path,
         verify: bool = False,
-        progress: Callable[[int], object] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.folder = Path(folder).expanduser()
         if not self.folder.is_dir():
@@ -57,9 +60,7 @@ class Bundle:
         shape = (model.vocab_size, model.hidden_size)
         return Embeddings(self.path(EMBEDDINGS), shape, PRECISIONS[self.manifest.precision])
 
-    def _check_file(
-        self, name: str, record: FileRecord, verify: bool, progress: Callable[[int], object] | None
-    ) -> None:
+    def _check_file(self, name: str, record: FileRecord, verify: bool, progress: Progress | None) -> None:
         file = self.folder / name
         if not file.resolve().is_relative_to(self.folder.resolve()):
             raise BundleError(f"{file} leads outside the bundle: not a bundle to trust")
@@ -81,7 +82,7 @@ def size_text(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def sha256_of(file: Path, progress: Callable[[int], object] | None = None) -> str:
+def sha256_of(file: Path, progress: Progress | None = None) -> str:
     """SHA-256 of a file, in hexadecimal.
 
     Raises:

@@ -1,19 +1,17 @@
-"""What the TensorRT backend asks of a GPU and of an engine on it: small protocols, and nothing that needs either.
+"""What the TensorRT backend asks of a GPU: small protocols, and nothing that needs one.
 
-``runtime.backends.cuda.pycuda`` and ``runtime.backends.tensorrt.engine`` implement them for a real GPU; tests run
-the rest of the backend on an implementation in host memory.
+``runtime.backends.cuda.pycuda`` implements them for a real GPU; tests run the rest of the backend on an implementation
+in host memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-
-from runtime.backends.tensorrt.plan import PlanInfo, Shape
 
 
 class Resource(Protocol):
@@ -110,36 +108,3 @@ class Device(Protocol):
 
     def release(self, *resources: Resource) -> None:
         """Gives back what nobody needs any more, now or as soon as that cannot disturb; safe in a finalizer."""
-
-
-class Execution(Resource, Protocol):
-    """One way to run an engine: a profile, with shapes and addresses that stay until they are set anew."""
-
-    def set_shapes(self, shapes: Mapping[str, Shape]) -> None:
-        """Shapes of inputs."""
-
-    def set_addresses(self, addresses: Mapping[str, int]) -> None:
-        """Device addresses of inputs and outputs."""
-
-    def enqueue(self) -> None:
-        """Enqueues the work on the device's queue."""
-
-    @property
-    def capturable(self) -> bool:
-        """Whether ``Device.capture`` may record ``enqueue`` now."""
-
-
-class Engine(Protocol):
-    """A plan, loaded."""
-
-    info: PlanInfo
-
-    def execution(self, profile: int, scratch: Memory, static: bool) -> Execution:
-        """A way to run it.
-
-        Args:
-            profile: index of an optimization profile.
-            scratch: where activations lie while it runs, at least ``info.scratch`` bytes. Whoever owns it sees to it
-                that no two run at once: one queue does that.
-            static: its shapes will never change, which is worth more preparation.
-        """

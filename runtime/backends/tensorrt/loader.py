@@ -8,11 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
-from runtime.backends.cuda.device import Device, Engine
+from runtime.backends.cuda.device import Device
 from runtime.backends.limits import bundle_length_limit
 from runtime.backends.plugin_library import plugin_library
 from runtime.backends.tensorrt.check import PlanError, decoder_layout, vision_layout
 from runtime.backends.tensorrt.engine import TensorRT
+from runtime.backends.tensorrt.execution import Engine
 from runtime.backends.tensorrt.plan import DecoderLayout, PlanInfo, VisionLayout
 from runtime.bundle.engines import FLAVOURS, Flavour, choose_flavour, rebuild_command, refused, why_refused
 from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, EngineRecord

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.backends import Pixels, graph
-from runtime.backends.cuda.device import Device, Engine, Execution, Memory, Resource
+from runtime.backends.cuda.device import Device, Memory, Resource
+from runtime.backends.tensorrt.execution import Engine, Execution
 from runtime.backends.tensorrt.plan import VisionLayout
 from runtime.images.frames import DevicePixels
 
