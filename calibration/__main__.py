@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from runtime.console.run import need, run
 if TYPE_CHECKING:
     from calibration.calibrate import Options
     from calibration.data import Example
+    from calibration.reporting.report import Report
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,7 +55,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         console=console,
     )
     console.write(report.text() + "\n")
-    _write(report.json, report.html, arguments.report)
+    _write(report, arguments.report)
     console.say(
         f'{output}: made; {output / REPORT_HTML} is the report; try\n  python -m runtime.chat --bundle {output} "…"'
     )
@@ -68,7 +69,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     tests, _ = draw(_read(arguments.data, arguments), arguments.test_samples, 0, arguments.seed, have_tests=True)
     report = compare(tuple(arguments.compare), tests, _options(arguments), console)
     console.write(report.text() + "\n")
-    _write(report.json, report.html, arguments.report)
+    _write(report, arguments.report)
 
 
 def _read(data: Path, arguments: argparse.Namespace) -> list[Example]:
@@ -96,13 +97,14 @@ def _options(arguments: argparse.Namespace) -> Options:
     )
 
 
-def _write(json: Callable[[], str], html: Callable[[], str], path: Path | None) -> None:
+def _write(report: Report, path: Path | None) -> None:
     from calibration.errors import CalibrationError
+    from calibration.reporting.page import page
 
     if path is None:
         return
     try:
-        for ending, text in ((".json", json()), (".html", html())):
+        for ending, text in ((".json", report.json()), (".html", page(report))):
             path.with_name(path.name + ending).write_text(text, encoding="utf-8")
     except OSError as error:
         raise CalibrationError(f"the report {path} cannot be written: {error.strerror}") from None

@@ -14,6 +14,7 @@ from calibration.data import Example, digest
 from calibration.errors import CalibrationError
 from calibration.observed.observe import observe
 from calibration.observed.record import Origin, Record, bundle_hash
+from calibration.reporting.page import page
 from calibration.reporting.report import Report, calibration_report, stored_size
 from calibration.scales.choose import Choice, Chosen, choose
 from calibration.trial.budget import Trial, Trials, fit_budget, name
@@ -138,7 +139,7 @@ def calibrate(
         output,
         trial.plan,
         form=form,
-        record={REPORT_JSON: report.json().encode(), REPORT_HTML: report.html().encode()},
+        record={REPORT_JSON: report.json().encode(), REPORT_HTML: page(report).encode()},
         overwrite=overwrite,
         console=console,
     )

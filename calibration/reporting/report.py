@@ -1,4 +1,4 @@
-"""What a calibration or a comparison found: as JSON, as one HTML page, and as a table for the terminal."""
+"""What a calibration or a comparison found, as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -51,12 +51,6 @@ class Report:
     def json(self) -> str:
         """Indented, with a line break at the end."""
         return json.dumps(self.values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-    def html(self) -> str:
-        """One page that needs no other file."""
-        from calibration.reporting.page import page  # matplotlib takes a second to import
-
-        return page(self)
 
     def table(self) -> list[list[str]]:
         """The figures: a row of headings, then a row each."""

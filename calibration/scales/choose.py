@@ -25,7 +25,8 @@ from calibration.scales.smooth import (
     search,
     weighting,
 )
-from export.quantized.plan import CachePlan, MatrixPlan, QuantizationPlan, Smoothing
+from export.passes.int8_caches import CachePlan
+from export.quantized.plan import MatrixPlan, QuantizationPlan, Smoothing
 from export.quantized.quantizable import Matrix
 from export.quantized.quantize import LARGEST, absmax_scale, quantize
 from export.quantized.weights import DecoderWeights

@@ -24,8 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import QuantizationError
 from export.passes.by_expert import prune
-from export.passes.int8_caches import FEW, FEW_ROWS, POSITIONS, check_caches, over_int8, store_in_int8
-from export.quantized.plan import CachePlan
+from export.passes.int8_caches import FEW, FEW_ROWS, POSITIONS, CachePlan, check_caches, over_int8, store_in_int8
 from plugins_trt.function import CPU_DOMAIN
 from runtime.backends.graph import INPUTS_EMBEDS, PAST, POSITION_IDS, WRITE_INDICES
 from runtime.bundle.manifest import ModelFacts

@@ -15,14 +15,15 @@ opens it; the caches are written in place all the same.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx.parser
 from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import QuantizationError
-from export.quantized.plan import CachePlan
 from plugins_trt import function
 from plugins_trt.function import CPU_DOMAIN
 from runtime.backends.graph import PAST, PRESENT, WRITE_INDICES
@@ -92,6 +93,20 @@ _BODY = """
 
 _RESULTS = "float[batch, sequence, {query_size}] attended, {cache} keys, {cache} values"
 _CACHE = "int8[batch, {kv_heads}, capacity, {head_dim}]"
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """How one layer's keys, as they lie in the cache, and values are stored in INT8, in form ``cpu`` alone.
+
+    Attributes:
+        layer: index of the layer.
+        key, value: scales, float32 [kv_heads, head_dim], positive: one a channel of a head.
+    """
+
+    layer: int
+    key: npt.NDArray[np.float32]
+    value: npt.NDArray[np.float32]
 
 
 def check_caches(caches: Sequence[CachePlan], facts: ModelFacts) -> dict[int, CachePlan]:

@@ -10,8 +10,8 @@ import onnx
 
 from export.passes.by_expert import for_expert
 from export.passes.group_query_attention import group_query_attention
+from export.passes.int8_caches import CachePlan
 from export.quantized.contents import Content, place
-from export.quantized.plan import CachePlan
 from export.quantized.rewrite import Rewritten
 from export.writer import ALIGNMENT, BundleWriter
 from runtime.bundle.manifest import (

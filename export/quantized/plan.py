@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from export.passes.int8_caches import CachePlan
+
 Vector = npt.NDArray[np.float32]
 
 
@@ -49,20 +51,6 @@ class Smoothing:
     gate_up: Vector | None = None
     down: Vector | None = None
     visual_down: Vector | None = None
-
-
-@dataclass(frozen=True)
-class CachePlan:
-    """How one layer's keys, as they lie in the cache, and values are stored in INT8, in form ``cpu`` alone.
-
-    Attributes:
-        layer: index of the layer.
-        key, value: scales, float32 [kv_heads, head_dim], positive: one a channel of a head.
-    """
-
-    layer: int
-    key: Vector
-    value: Vector
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from calibration.trial.prober import Prober
 from export.checkpoint.reader import Checkpoint
 from export.errors import QuantizationError
 from export.model.loading import load_decoder
-from export.passes.int8_caches import FEW, NAME
+from export.passes.int8_caches import FEW, NAME, CachePlan
 from export.quantized.bundle import write_quantized
-from export.quantized.plan import CachePlan, QuantizationPlan
+from export.quantized.plan import QuantizationPlan
 from export.quantized.quantizable import choose_matrices, find_matrices
 from export.quantized.weights import DecoderWeights
 from runtime.backends import onnxruntime as backend_module
