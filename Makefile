@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine with Python 3.10–3.13:
+# Two commands do everything on a fresh machine with Python 3.11–3.13:
 #   make demo   set up, export the example checkpoint, answer questions about a picture
 #   make test   set up, pass the tests
 # PYTHON chooses the interpreter. Without a GPU, the CPU build of torch spares gigabytes: point pip at it in the
@@ -47,11 +47,9 @@ types: $(VENV)/ready
 $(HEADERS): | $(VENV)/ready
 	$(BIN)/pip install --disable-pip-version-check --no-input --quiet --no-deps --target $@ kernel-lens==2.0.1
 
-# The plugin library. cmake says what it lacks here and how to get it. CMAKE_FLAGS takes,
-# say, -DCMAKE_CUDA_ARCHITECTURES=87.
-plugin:
-	cmake -B build -S . $(CMAKE_FLAGS)
-	cmake --build build
+# The plugin library, for the GPU at hand or, say, ARCH=87.
+plugin: $(VENV)/ready
+	$(BIN)/monoedge plugin $(if $(ARCH),--arch $(ARCH))
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -88,7 +88,7 @@ def main() -> None:
     if arguments.seed < 0:
         parser.error(f"argument --seed: expected 0 or more, got {arguments.seed}")
 
-    need("export", "torch", "safetensors")
+    need("torch", "safetensors")
 
     output: Path = arguments.output
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line, by default this process's, and calibrates, compares or inspects."""
     arguments = read_options(argv)
-    need("calibration", "onnx", "ml_dtypes", "matplotlib", "threadpoolctl")
+    need("onnx", "ml_dtypes", "matplotlib", "threadpoolctl")
     if arguments.inspect is not None:
         from calibration.observed.inspect import inspect
 

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from runtime.console.run import make_parser
+
 _DESCRIPTION = """\
 Makes a bundle whose text experts are INT8, which is what makes decoding faster: it is text only, and bound by
 memory. The bundle answers questions of yours while what reaches its matrices is observed; scales are chosen from
@@ -33,11 +35,7 @@ _BUNDLE_HELP = "the bundle to observe, fp32 or fp16, not quantized"
 
 def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, by default this process's; what does not fit together ends the process with code 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m calibration",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("calibration", _DESCRIPTION)
     _add_options(parser)
     arguments = parser.parse_args(argv)
     if sum(value is not None for value in (arguments.bundle, arguments.compare, arguments.inspect)) != 1:

@@ -27,6 +27,7 @@ from runtime.bundle.reader import size_text
 from runtime.console.console import Console
 from runtime.errors import BackendError
 from runtime.images.preprocess import ImageProcessor
+from runtime.packages import install_command
 
 DEFAULT_MAX_LENGTH = 8192
 """Tokens that a conversation may have unless ``--max-length`` says otherwise. It costs the size of the rotary
@@ -120,7 +121,7 @@ def _record(writer: BundleWriter, manifest: Manifest, console: Console) -> None:
     """The recorded set, where ONNX Runtime is there to make it."""
     remedy = f"later: python -m export.recording --bundle {writer.target}"
     if find_spec("onnxruntime") is None:
-        console.say(f"not recorded: onnxruntime is not installed; pip install 'monoedge[cpu]' adds it, and {remedy}")
+        console.say(f"not recorded: onnxruntime is not installed ({install_command('onnxruntime')}); {remedy}")
         return
     from export.recorded import make as recording_make
 

@@ -18,6 +18,7 @@ from runtime.backends.graph import UPDATE
 from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, VISUAL_DECODER_GRAPH
 from runtime.bundle.reader import Bundle
 from runtime.errors import BackendError
+from runtime.packages import install_command
 
 QUANTIZED_TOLERANCE = 0.5
 """The same where matrices are integers. How much an answer may differ is for the calibration's report to say: this
@@ -51,7 +52,7 @@ def check_bundle(folder: Path, checkpoint: Checkpoint, precision: str, max_lengt
     try:
         import onnxruntime
     except ImportError:
-        yield "not checked: a forward pass, since onnxruntime is not installed; pip install 'monoedge[cpu]' adds it"
+        yield f"not checked: a forward pass, since onnxruntime is not installed: {install_command('onnxruntime')}"
         return
     differences = []
     for name, compare in ((VISION_GRAPH, _compare_vision), (DECODER_GRAPH, _compare_decoder)):

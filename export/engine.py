@@ -9,7 +9,7 @@ from pathlib import Path
 
 from export.engines.target import TARGETS
 from runtime.console.console import Console
-from runtime.console.run import need, run
+from runtime.console.run import make_parser, need, run
 
 _DESCRIPTION = """\
 Builds TensorRT plans of a bf16 or fp16 bundle: one for the decoder, with a profile for prefill and one for
@@ -35,20 +35,16 @@ _TARGET_HELP = (
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line, by default this process's, and builds, prints or registers."""
-    parser = argparse.ArgumentParser(
-        prog="python -m export.engine",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("export.engine", _DESCRIPTION)
     _add_options(parser)
     arguments = parser.parse_args(argv)
 
-    need("export", "onnx")
+    need("onnx")
     from export.engines import build as engine_build
     from export.engines import trtexec as engine_trtexec
-    from export.engines.device import find_device
     from export.engines.plan import Options, check_bundle, check_chip, check_lengths, plans
     from export.engines.target import choose_capability, require_module
+    from runtime.backends.cuda.driver import find_device
     from runtime.bundle.reader import Bundle
     from runtime.errors import BackendError, OptionError
 
@@ -126,7 +122,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _check(arguments: argparse.Namespace) -> None:
     from export.engines import build as engine_build
     from export.engines import verify as engine_verify
-    from export.engines.device import find_device
+    from runtime.backends.cuda.driver import find_device
     from runtime.bundle.reader import Bundle
     from runtime.errors import BackendError, OptionError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from export.cpu_target import CPU_TARGET, CPU_WEIGHTS, FP32
 from export.engines.target import PORTABLE_TARGET
 from runtime.bundle.manifest import PRECISIONS
 from runtime.console.console import Console
-from runtime.console.run import need, run
+from runtime.console.run import make_parser, need, run
 from runtime.errors import OptionError
 
 _DESCRIPTION = """\
@@ -29,11 +28,7 @@ Nothing is kept of an export that was interrupted or failed."""
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line, by default this process's, and exports."""
-    parser = argparse.ArgumentParser(
-        prog="python -m export.onnx",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("export.onnx", _DESCRIPTION)
     parser.add_argument(
         "--ckpt",
         required=True,
@@ -74,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise OptionError(f"--weights {arguments.weights} is for --target cpu: add that, or leave it out")
     if arguments.target == CPU_TARGET and arguments.dtype != "fp32":
         raise OptionError(f"a CPU computes in fp32 beside its weights: leave out --dtype {arguments.dtype}")
-    need("export", "torch", "onnx", "onnxscript", "safetensors", "huggingface_hub")
+    need("torch", "onnx", "onnxscript", "safetensors", "huggingface_hub")
 
     from export.bundle import export_bundle
     from export.checkpoint.reader import Checkpoint, locate

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from runtime.console.console import Console
-from runtime.console.run import need, run
+from runtime.console.run import make_parser, need, run
 
 _DESCRIPTION = """\
 Records what ONNX Runtime makes of a prompt with a picture, computed in float32 from the bundle's own weights, so
@@ -22,11 +21,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line, by default this process's, and records or writes files."""
-    parser = argparse.ArgumentParser(
-        prog="python -m export.recording",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("export.recording", _DESCRIPTION)
     add = parser.add_argument
     add("--bundle", required=True, metavar="BUNDLE", help="the bundle to record")
     add("--overwrite", action="store_true", help="record again what is there already")
@@ -34,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--max-length", type=int, metavar="N", help="tokens that the caches in those files hold (default: an engine's)")
     arguments = parser.parse_args(argv)
 
-    need("export", "onnx", "ml_dtypes")
-    need("cpu", "onnxruntime")
+    need("onnx", "ml_dtypes")
+    need("onnxruntime")
     from export.recorded import files, make
     from export.recorded import format as form
     from runtime.bundle.manifest import RECORDING

@@ -1,6 +1,6 @@
 """Answers about images from a bundle: ``runtime.Session(image, prompt)``.
 
-Needs numpy, pillow and tokenizers; a backend's own packages are imported when it is chosen.
+Needs numpy, pillow, tokenizers and tqdm; a backend's own packages are imported when it is chosen.
 """
 
 from runtime.answer import Answer, Stats
@@ -15,6 +15,8 @@ from runtime.errors import (
 from runtime.model import Model, load
 from runtime.session import Session
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Answer",
     "BackendError",
@@ -26,5 +28,6 @@ __all__ = [
     "PromptError",
     "Session",
     "Stats",
+    "__version__",
     "load",
 ]

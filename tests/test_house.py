@@ -20,7 +20,7 @@ BACKENDS = {"onnxruntime", "pycuda", "cuda"}
 # What each of our packages may import of ours beside itself.
 ARROWS = {
     "runtime": set(),
-    "plugins_trt": set(),
+    "plugins_trt": {"runtime"},
     "export": {"plugins_trt", "runtime"},
     "calibration": {"export", "plugins_trt", "runtime"},
 }
@@ -100,7 +100,7 @@ def test_missing_onnxruntime_names_its_extra(tiny_v1_bundle: Path) -> None:
         "onnxruntime",
         code=f"import runtime\ntry: runtime.load({str(tiny_v1_bundle)!r})\nexcept runtime.BackendError as e: print(e)",
     )
-    assert "pip install 'monoedge[cpu]'" in result.stdout, result.stderr
+    assert "pip install 'onnxruntime>=" in result.stdout, result.stderr
 
 
 @pytest.mark.parametrize("module", ["torch", "onnx", "onnxscript", "safetensors", "huggingface_hub"])
@@ -109,7 +109,10 @@ def test_missing_export_package_names_its_extra(module: str, tmp_path: Path) -> 
     code = f"from runtime.console.run import run\nfrom export.onnx import main\nsys.argv = {arguments!r}\nrun(main)"
     result = without(module, code=code)
     assert result.returncode == 2
-    assert result.stderr == f"error: {module} is not installed; this adds it: pip install 'monoedge[export]'\n"
+    line, package = result.stderr, module.replace("_", "-")
+    assert line.startswith(f"error: {module} is not installed; this installs it: pip install ")
+    assert line.split("pip install ")[1].lstrip("'").startswith(package)
+    assert line.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -64,8 +64,8 @@ MAX_LENGTH = 1024
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line and trains."""
     arguments = _arguments(argv)
-    need("export", "torch", "safetensors")
-    need("train", "matplotlib")
+    need("torch", "safetensors")
+    need("matplotlib")
     import torch
     from course import COURSE
     from data import TASKS

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from export.engines import store
-from export.engines.device import Device
 from export.engines.plan import Options, Plan, record
 from export.engines.process import build_plan
 from export.engines.verify import verify
+from runtime.backends.cuda.driver import Device
 from runtime.backends.plugin_library import plugin_library
 from runtime.bundle.engines import WEIGHTS, plan_name
 from runtime.bundle.manifest import EngineRecord

@@ -6,6 +6,7 @@ import importlib.util
 from dataclasses import dataclass, replace
 
 from runtime.errors import BackendError, OptionError
+from runtime.packages import install_command
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ _TRT_RTX = Target(
     name="trt-rtx",
     title="TensorRT for RTX",
     module="tensorrt_rtx",
-    remedy="this adds it: pip install 'monoedge[rtx]'",
+    remedy=f"this installs it: {install_command('tensorrt-rtx-cu13')}",
     tag=b"vtrt",
     needs="1.7.1 has all that bundles use",
     capabilities=(75, 80, 86, 89, 120, 121),

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from export.engines.device import Device
+from runtime.backends.cuda.driver import Device
 from runtime.backends.plugin_library import VARIABLE
 from runtime.bundle.manifest import DECODER_GRAPH, EngineRecord
 from runtime.bundle.reader import Bundle

@@ -29,11 +29,12 @@ from runtime.backends.limits import bundle_length_limit
 from runtime.bundle.manifest import CPU, DECODER_GRAPH, PRECISIONS, VISION_GRAPH, VISUAL_DECODER_GRAPH
 from runtime.bundle.reader import Bundle
 from runtime.errors import BackendError, as_backend_error
+from runtime.packages import install_command
 
 try:
     import onnxruntime as ort
 except ImportError:
-    raise BackendError("onnxruntime is not installed; this adds it: pip install 'monoedge[cpu]'") from None
+    raise BackendError(f"onnxruntime is not installed; this installs it: {install_command('onnxruntime')}") from None
 
 Array = npt.NDArray[Any]
 

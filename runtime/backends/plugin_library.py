@@ -14,8 +14,7 @@ LIBRARY = "libmonoedge_plugins.so"
 VARIABLE = "MONOEDGE_PLUGIN_LIBRARY"
 """Environment variable that names the library, before all places that are looked through."""
 
-BUILD_COMMAND = "cmake -B build -S . && cmake --build build"
-"""Builds the library, in a checkout of monoedge."""
+BUILD_COMMAND = "monoedge plugin"
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _SYSTEM = (
@@ -35,24 +34,37 @@ def plugin_library() -> Path:
     if named:
         path = Path(named).expanduser().absolute()
         if not path.is_file():
-            raise BackendError(f"{VARIABLE} is {named}, which is no file: correct it, or build with {_advice()}")
+            raise BackendError(f"{VARIABLE} is {named}, which is no file: correct it, or build with: {BUILD_COMMAND}")
         return path
     places = list(_places())
     for folder in places:
         if (folder / LIBRARY).is_file():
             return folder / LIBRARY
     raise BackendError(
-        f"{LIBRARY} is in none of {', '.join(map(str, places))}: build it with {_advice()}, or set {VARIABLE}"
+        f"{LIBRARY} is in none of {', '.join(map(str, places))}: build it with: {BUILD_COMMAND}; or set {VARIABLE}"
     )
 
 
-def _advice() -> str:
-    return f'"{BUILD_COMMAND}" in a checkout of monoedge'
+def install_folder() -> Path:
+    """Where a library that is built here belongs: the first place looked through that can be written to."""
+    if _is_checkout():
+        return _CHECKOUT / "build"
+    shared = Path(sys.prefix) / "lib"
+    return shared if os.access(shared, os.W_OK) else _user_folder()
+
+
+def _is_checkout() -> bool:
+    return (_CHECKOUT / "CMakeLists.txt").is_file()
+
+
+def _user_folder() -> Path:
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "monoedge"
 
 
 def _places() -> Iterator[Path]:
-    if (_CHECKOUT / "CMakeLists.txt").is_file():
+    if _is_checkout():
         yield _CHECKOUT / "build"
     yield _CHECKOUT / "plugins_trt"
     yield Path(sys.prefix) / "lib"
+    yield _user_folder()
     yield from _SYSTEM

@@ -22,7 +22,7 @@ from runtime.bench.table import case_table, context_table, decode_rates, header
 from runtime.bundle.reader import Bundle
 from runtime.console.console import Console
 from runtime.console.files import replaced
-from runtime.console.run import run
+from runtime.console.run import make_parser, run
 from runtime.errors import MonoedgeError, OptionError
 from runtime.model import BUNDLE_VARIABLE
 
@@ -78,12 +78,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m runtime.bench",
-        usage="%(prog)s --bundle DIR [--compare CONTENDER...] [options]",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("runtime.bench", _DESCRIPTION, "%(prog)s --bundle DIR [--compare CONTENDER...] [options]")
     parser.add_argument(
         "--bundle",
         default=os.environ.get(BUNDLE_VARIABLE),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from runtime.bundle.manifest import DECODER_GRAPH, DECODER_WEIGHTS, VISION_GRAPH, VISION_WEIGHTS, EngineRecord, Manifest
 from runtime.errors import BackendError
+from runtime.packages import install_command
 
 FOLDER = "engines"
 """The folder of a bundle that plans lie in."""
@@ -43,7 +44,9 @@ FLAVOURS = (
         "on Jetson it comes with JetPack (sudo apt install nvidia-jetpack; a virtual environment sees it with "
         "--system-site-packages), elsewhere: pip install tensorrt",
     ),
-    Flavour(("trt-rtx",), "TensorRT for RTX", "tensorrt_rtx", "this adds it: pip install 'monoedge[rtx]'"),
+    Flavour(
+        ("trt-rtx",), "TensorRT for RTX", "tensorrt_rtx", f"this installs it: {install_command('tensorrt-rtx-cu13')}"
+    ),
 )
 """Where both could run a bundle, the first does."""
 

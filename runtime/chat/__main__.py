@@ -10,7 +10,7 @@ from runtime.backends import DEFAULT, NAMES
 from runtime.bundle.reader import Bundle
 from runtime.chat.interactive import Chat, stats_line
 from runtime.chat.terminal import Terminal
-from runtime.console.run import run
+from runtime.console.run import make_parser, run
 from runtime.errors import OptionError
 from runtime.images.preprocess import load_image
 from runtime.model import BUNDLE_VARIABLE, Model, load
@@ -65,12 +65,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m runtime.chat",
-        usage='%(prog)s --bundle DIR [--image PATH]... [options] ["question"]',
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("runtime.chat", _DESCRIPTION, '%(prog)s --bundle DIR [--image PATH]... [options] ["question"]')
     parser.add_argument("question", nargs="?", help="<image> in it stands for an image; otherwise they come first")
     parser.add_argument(
         "--bundle",

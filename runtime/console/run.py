@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib.util
 import io
@@ -12,7 +13,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
+import runtime
 from runtime.errors import MonoedgeError
+from runtime.packages import install_command
 
 
 def run(main: Callable[[], None]) -> None:
@@ -37,15 +40,32 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(0)
 
 
-def need(extra: str, *modules: str) -> None:
-    """Checks that the packages of an extra are installed, without importing them.
+def make_parser(module: str, description: str, usage: str | None = None) -> argparse.ArgumentParser:
+    """Makes the parser of a command line, with ``--version``.
+
+    Args:
+        module: what ``python -m`` runs. ``monoedge COMMAND`` is called by that name instead.
+        description: what ``--help`` says, line by line as it stands.
+        usage: instead of the one made from the options; ``%(prog)s`` stands for the name.
+    """
+    called = sys.argv[0] if sys.argv[0].startswith("monoedge ") else f"python -m {module}"
+    parser = argparse.ArgumentParser(
+        prog=called, usage=usage, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"monoedge {runtime.__version__}")
+    return parser
+
+
+def need(*modules: str) -> None:
+    """Checks that packages are installed, without importing them.
 
     Raises:
-        MonoedgeError: one is missing, with the command that adds it.
+        MonoedgeError: one is missing, with the command that installs it.
     """
     for module in modules:
         if importlib.util.find_spec(module) is None:
-            raise MonoedgeError(f"{module} is not installed; this adds it: pip install 'monoedge[{extra}]'")
+            command = install_command(module.replace("_", "-"))
+            raise MonoedgeError(f"{module} is not installed; this installs it: {command}")
 
 
 def _use_utf8() -> None:

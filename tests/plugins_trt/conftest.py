@@ -76,5 +76,5 @@ class Rtx:
 @pytest.fixture(scope="session")
 def rtx(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Rtx:
     if importlib.util.find_spec("tensorrt_rtx") is None:
-        pytest.skip("tensorrt_rtx is not installed; this adds it: pip install 'monoedge[rtx]'")
+        pytest.skip("tensorrt_rtx is not installed: pip install tensorrt-rtx-cu13")
     return Rtx(library, tmp_path_factory.mktemp("rtx"))

@@ -72,7 +72,7 @@ def open_resize() -> Resize:
     try:
         resize: Resize = getattr(ctypes.CDLL(str(path)), ENTRY)
     except (OSError, AttributeError) as error:
-        raise BackendError(f'{path} cannot resize pictures ({error}): build it again with "{BUILD_COMMAND}"') from None
+        raise BackendError(f"{path} cannot resize pictures ({error}): build it again with: {BUILD_COMMAND}") from None
     return resize
 
 

@@ -40,14 +40,14 @@ GRAPHS = (DECODER_GRAPH, VISION_GRAPH)
 @pytest.fixture
 def rtx() -> None:
     if importlib.util.find_spec("tensorrt_rtx") is None:
-        pytest.skip("tensorrt_rtx is not installed; this adds it: pip install 'monoedge[rtx]'")
+        pytest.skip("tensorrt_rtx is not installed: pip install tensorrt-rtx-cu13")
 
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every TensorRT is, as far as can be seen without importing it, and no GPU."""
     monkeypatch.setattr("export.engines.target.importlib.util.find_spec", lambda name: object())
-    monkeypatch.setattr("export.engines.device.find_device", lambda: None)
+    monkeypatch.setattr("runtime.backends.cuda.driver.find_device", lambda: None)
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_no_plugin_library(
 
 
 @pytest.mark.parametrize(
-    ("target", "remedy"), [("trt", "comes with JetPack"), ("trt-rtx", "pip install 'monoedge[rtx]'")]
+    ("target", "remedy"), [("trt", "comes with JetPack"), ("trt-rtx", "pip install tensorrt-rtx-cu13==")]
 )
 def test_no_tensorrt(
     bundle: Path,

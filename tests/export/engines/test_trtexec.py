@@ -164,7 +164,7 @@ def test_written_graphs(bundle: Path, plugin: Path, tmp_path: Path, capsys: pyte
 def test_tensorrt_reads_the_written_graphs(bundle: Path, library: Path, tmp_path: Path) -> None:
     """The parser of TensorRT for RTX finds the weights through the links."""
     if importlib.util.find_spec("tensorrt_rtx") is None:
-        pytest.skip("tensorrt_rtx is not installed; this adds it: pip install 'monoedge[rtx]'")
+        pytest.skip("tensorrt_rtx is not installed: pip install tensorrt-rtx-cu13")
     folder = tmp_path / "onnx"
     engine(bundle, "--write-onnx", folder, "--max-length", 128)
     rtx = TARGETS["trt-rtx"]

@@ -18,9 +18,9 @@ import pytest
 
 from export.engine import main
 from export.engines import verify as engine_verify
-from export.engines.device import Device
 from export.onnx import main as export
 from export.recorded.format import MADE_OF, why_missing
+from runtime.backends.cuda.driver import Device
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, EngineRecord
 from runtime.bundle.reader import Bundle
@@ -79,7 +79,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Tried]:
             answer = engine_verify._try(json.loads(options["input"]))
             return subprocess.CompletedProcess(command, 0, json.dumps(answer) + "\n", "")
 
-        monkeypatch.setattr("export.engines.device.find_device", lambda: DEVICE)
+        monkeypatch.setattr("runtime.backends.cuda.driver.find_device", lambda: DEVICE)
         monkeypatch.setitem(sys.modules, "runtime.backends.tensorrt.backend", SimpleNamespace(TensorRTBackend=backend))
         monkeypatch.setattr(engine_verify.subprocess, "run", run)
         return tried
@@ -195,7 +195,7 @@ def test_nothing_to_check(
     check = ["--bundle", str(bundle), "--check", "--plugin", str(files["so"])]
     with pytest.raises(BundleError, match="has no engines for SM 87, a GPU"):
         main(check)
-    monkeypatch.setattr("export.engines.device.find_device", lambda: None)
+    monkeypatch.setattr("runtime.backends.cuda.driver.find_device", lambda: None)
     with pytest.raises(BackendError, match="there is no GPU here"):
         main(check)
 

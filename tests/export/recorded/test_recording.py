@@ -248,7 +248,7 @@ def test_numbers_survive_both_ways() -> None:
 @pytest.fixture
 def polygraphy() -> None:
     if importlib.util.find_spec("polygraphy") is None:
-        pytest.skip("polygraphy is not installed; this adds it: pip install 'monoedge[dev]'")
+        pytest.skip("polygraphy is not installed")
 
 
 def test_polygraphy_reads_what_a_bundle_holds(polygraphy: None, tiny_v1_bundle: Path) -> None:
@@ -330,7 +330,7 @@ def test_files_for_trtexec(tiny_v1_bf16_bundle: Path, tmp_path: Path, capsys: py
 
 def test_polygraphy_with_our_plugins(polygraphy: None, library: Path) -> None:
     """The program of the printed lines, as far as it goes without a GPU."""
-    pytest.importorskip("tensorrt_rtx", reason="pip install 'monoedge[rtx]' adds it")
+    pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu13")
     names = "[creator.name for creator in tensorrt_rtx.get_plugin_registry().all_creators]"
     program = f"import atexit; atexit.register(lambda: print({names})); "
     program += recording_files._WITH_PLUGIN.format(module="tensorrt_rtx")

@@ -16,7 +16,7 @@ import pytest
 
 import runtime
 from export.engine import main as build_engine
-from export.engines.device import find_device
+from runtime.backends.cuda.driver import find_device
 from runtime.bundle.engines import FLAVOURS
 from runtime.bundle.reader import Bundle
 

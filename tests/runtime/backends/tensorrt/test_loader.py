@@ -146,7 +146,7 @@ def test_no_tensorrt(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     assert message.startswith(
         "neither tensorrt nor tensorrt_rtx is installed. TensorRT: on Jetson it comes with JetPack"
     )
-    assert "pip install 'monoedge[rtx]'" in message
+    assert "pip install tensorrt-rtx-cu13==" in message
 
 
 def test_no_engine_for_this_gpu(make: Make) -> None:

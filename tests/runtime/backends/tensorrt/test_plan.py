@@ -35,7 +35,7 @@ def ask_rtx(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Asks ``rtx_network.py``, in a process that finds TensorRT's library by the name that its parser looks for."""
     spec = importlib.util.find_spec("tensorrt_rtx_libs")
     if spec is None:
-        pytest.skip("tensorrt_rtx is not installed; this adds it: pip install 'monoedge[rtx]'")
+        pytest.skip("tensorrt_rtx is not installed: pip install tensorrt-rtx-cu13")
     folder = tmp_path_factory.mktemp("rtx")
     (folder / "libtensorrt_rtx.so").symlink_to(Path(spec.submodule_search_locations[0]) / "libtensorrt_rtx.so.1")
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from export.engines.build import require_memory
-from export.engines.device import Device, _ask
 from export.engines.plan import Options
 from export.engines.target import TARGETS, choose_capability
+from runtime.backends.cuda.driver import Device, _ask
 from runtime.errors import BackendError, OptionError
 
 RTX = TARGETS["trt-rtx"]

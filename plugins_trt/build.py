@@ -1,0 +1,204 @@
+"""``python -m plugins_trt.build``: the plugin library, compiled where the GPU is and put where the runtime finds it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from runtime.backends.cuda.driver import find_device
+from runtime.backends.plugin_library import LIBRARY, install_folder
+from runtime.console.console import Console
+from runtime.console.files import replaced
+from runtime.console.run import make_parser, run
+from runtime.errors import MonoedgeError, OptionError
+
+_DESCRIPTION = """\
+Builds the TensorRT plugin library, which implements the custom operators of bundles, for the GPU of this machine
+or for those named. It needs CUDA from 12.6 on (nvcc), CMake from 3.22 on, a C++ compiler, and TensorRT's headers.
+
+examples:
+  monoedge plugin                        # for the GPU at hand
+  monoedge plugin --arch 120             # for RTX 50, on any machine that has nvcc
+  monoedge plugin --arch 87 89           # for Orin and Ada, in one library
+  monoedge plugin --arch all             # for all GPUs that monoedge has kernels for
+  monoedge plugin --arch 89 --fetch-headers    # where TensorRT is not installed, as for TensorRT for RTX
+
+python -m plugins_trt.build is the same. The compute capability is written without its dot: 87 for 8.7."""
+
+HEADERS = "kernel-lens==2.0.1"
+"""A package that carries NVIDIA's Apache-2.0 headers of TensorRT 10.14."""
+
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "monoedge"
+CUDA = Path("/usr/local/cuda")
+"""Where CUDA installs itself; JetPack leaves nvcc out of PATH."""
+
+_OLDEST_CMAKE = (3, 22)
+_STEP = re.compile(r"\[ *(\d+)%\] (.*)")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line, by default this process's, and builds."""
+    parser = make_parser("plugins_trt.build", _DESCRIPTION)
+    parser.add_argument("--arch", nargs="+", metavar="NN", help="GPUs to build for, or all (default: the GPU at hand)")
+    parser.add_argument("--headers", type=Path, metavar="DIR", help="the folder of TensorRT's NvInferRuntime.h")
+    parser.add_argument(
+        "--fetch-headers", action="store_true", help=f"install {HEADERS}, which has the headers, for this build only"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=f"the library (default: …/{LIBRARY})")
+    arguments = parser.parse_args(argv)
+    architectures = _architectures(arguments.arch)
+    if arguments.headers is not None and not (arguments.headers / "NvInferRuntime.h").is_file():
+        raise OptionError(f"--headers {arguments.headers}: there is no NvInferRuntime.h in it")
+    nvcc = _require_programs()
+    console, output = Console(), (arguments.output or install_folder() / LIBRARY).expanduser().absolute()
+    if arguments.fetch_headers:
+        _fetch_headers(console)
+    options = [
+        f"-DCMAKE_CUDA_COMPILER={nvcc}",
+        *([] if architectures is None else [f"-DCMAKE_CUDA_ARCHITECTURES={architectures}"]),
+        f"-DMONOEDGE_FETCHED_HEADERS={_CACHE / 'tensorrt_headers'}",
+        *([] if arguments.headers is None else [f"-DMONOEDGE_TENSORRT_HEADERS={arguments.headers.absolute()}"]),
+    ]
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="monoedge-plugin-") as folder, replaced(output) as partial:
+            build(Path(folder), options, console)
+            shutil.copyfile(Path(folder) / LIBRARY, partial)
+    except OSError as error:
+        raise MonoedgeError(f"{output} cannot be written: {error.strerror}") from None
+    names = "all GPUs" if architectures is None else f"SM {architectures.replace('-real', '').replace(';', ', ')}"
+    console.say(f"{output}: the plugin library for {names}, {output.stat().st_size / 1e6:.1f} MB")
+
+
+def build(folder: Path, options: Sequence[str], console: Console) -> None:
+    """Configures and compiles the library in a folder.
+
+    Args:
+        folder: to build in; the library lies in it afterwards.
+        options: of ``cmake``.
+        console: shown the progress.
+
+    Raises:
+        MonoedgeError: CMake or the compiler refuses, with its first words and the file that has them all.
+    """
+    log: list[str] = []
+    with console.phases("building") as tell:
+        _run(["cmake", "-S", str(Path(__file__).parent), "-B", str(folder), *options], log, lambda line: None)
+        _run(
+            ["cmake", "--build", str(folder), "--parallel", str(os.cpu_count() or 1)],
+            log,
+            lambda line: tell(match[2], int(match[1]) / 100) if (match := _STEP.match(line)) else None,
+        )
+
+
+def _run(command: Sequence[str], log: list[str], seen: Callable[[str], None]) -> None:
+    with subprocess.Popen(  # noqa: S603 - our own options
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
+        assert process.stdout is not None  # noqa: S101 - a pipe, as started
+        try:
+            for line in process.stdout:
+                log.append(line)
+                seen(line)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        file = _CACHE / "plugin-build.log"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(log), encoding="utf-8")
+        raise MonoedgeError(f"the plugin library cannot be built: {_reason(log)} ({file} has all that was said)")
+
+
+def _reason(log: Sequence[str]) -> str:
+    """The first complaint of CMake or a compiler, in one line."""
+    for index, line in enumerate(log):
+        if line.startswith("CMake Error"):
+            words = [item.strip() for item in log[index + 1 : index + 16]]
+            if "NvInferRuntime.h" in " ".join(words):
+                return "TensorRT's headers (NvInferRuntime.h) are not here: add --headers DIR, or --fetch-headers"
+            return " ".join(filter(None, words[: _end(words)]))
+        if "error" in line.lower():
+            return line.strip()
+    return log[-1].strip() if log else "nothing was said"
+
+
+def _end(words: Sequence[str]) -> int:
+    """Where a message of CMake ends: before its call stack, or the next message."""
+    ends = (index for index, word in enumerate(words) if word.startswith(("Call Stack", "CMake ", "-- ")))
+    return next(ends, 3)
+
+
+def _architectures(named: Sequence[str] | None) -> str | None:
+    """What CMake is told: numbers with semicolons between; None for all."""
+    if named == ["all"]:
+        return None
+    if named is None:
+        device = find_device()
+        if device is None:
+            raise OptionError(
+                "there is no GPU here: name the one to build for with --arch, as 87 for Orin, 89 for Ada, 110 for Thor "
+                "or 120 for RTX 50, or --arch all"
+            )
+        named = [str(device.capability)]
+    wrong = [name for name in named if not re.fullmatch(r"\d{2,3}", name)]
+    if wrong:
+        raise OptionError(f"--arch {wrong[0]}: expected a compute capability without its dot, as 87 for 8.7, or all")
+    return ";".join(f"{name}-real" for name in named)
+
+
+def _require_programs() -> Path:
+    """Finds nvcc; raises with everything that is missing at once."""
+    nvcc = next(_nvcc(), None)
+    missing = [] if nvcc else ["nvcc, of CUDA 12.6 or later (install CUDA, or set CUDACXX or CUDA_HOME)"]
+    if shutil.which("c++") is None and shutil.which("g++") is None:
+        missing.append("a C++ compiler (apt install g++)")
+    if (version := _cmake_version()) is None or version < _OLDEST_CMAKE:
+        got = "" if version is None else f", this is {'.'.join(map(str, version))}"
+        missing.append(
+            f"CMake {'.'.join(map(str, _OLDEST_CMAKE))} or later{got} (apt install cmake, or pip install cmake)"
+        )
+    if missing or nvcc is None:
+        raise MonoedgeError(f"the plugin library needs what is not here: {'; '.join(missing)}")
+    return nvcc
+
+
+def _nvcc() -> Iterator[Path]:
+    for variable, inside in (("CUDACXX", ""), ("CUDA_HOME", "bin/nvcc")):
+        if value := os.environ.get(variable):
+            yield from filter(Path.is_file, [Path(value) / inside])
+    found = shutil.which("nvcc")
+    yield from ([Path(found)] if found else [])
+    yield from filter(Path.is_file, [CUDA / "bin/nvcc"])
+
+
+def _cmake_version() -> tuple[int, ...] | None:
+    try:
+        said = subprocess.run(["cmake", "--version"], capture_output=True, text=True, check=False).stdout  # noqa: S607
+    except OSError:
+        return None
+    match = re.search(r"(\d+)\.(\d+)", said)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def _fetch_headers(console: Console) -> None:
+    target = _CACHE / "tensorrt_headers"
+    if (target / "kernel_lens/include/tensorrt/NvInferRuntime.h").is_file():
+        return
+    console.say(f"installing {HEADERS} into {target}")
+    with replaced(target) as partial:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(partial), HEADERS]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own words
+        if result.returncode:
+            words = (result.stderr.strip() or "pip failed").splitlines()[-1]
+            raise MonoedgeError(f"{HEADERS} cannot be installed: {words}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,137 @@
+"""``monoedge plugin``, and what a wheel has to carry for it."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from plugins_trt.build import main
+from runtime.errors import MonoedgeError, OptionError
+
+ROOT = Path(__file__).resolve().parents[2]
+HEADERS = ROOT / "build/tensorrt_headers/kernel_lens/include/tensorrt"
+BUILD = """
+import sys
+from setuptools import build_meta
+folder = sys.argv[1]  # setuptools puts arguments of its own there
+build_meta.build_wheel(folder)
+build_meta.build_sdist(folder)
+"""
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a wheel and an sdist of this checkout."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    ignore = shutil.ignore_patterns("__pycache__")
+    for item in ("runtime", "export", "calibration", "plugins_trt"):
+        shutil.copytree(ROOT / item, source / item, ignore=ignore)
+    for item in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CMakeLists.txt", "CHANGELOG.md"):
+        shutil.copy(ROOT / item, source)
+    command = [sys.executable, "-c", BUILD, str(target)]
+    result = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return target
+
+
+def sources(root: Path) -> set[str]:
+    """What the plugin is made of, by path from the root."""
+    folder = root / "plugins_trt"
+    files = {path for path in folder.rglob("*") if path.suffix in {".cu", ".cuh", ".h", ".cpp", ".map"}}
+    return {str(path.relative_to(root)) for path in (*files, folder / "CMakeLists.txt")}
+
+
+def test_wheel_carries_what_the_plugin_is_made_of(packed: Path) -> None:
+    (wheel,) = packed.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        entry_points = next(name for name in names if name.endswith("entry_points.txt"))
+        assert "monoedge = runtime.console.monoedge:main" in archive.read(entry_points).decode()
+    assert len(sources(ROOT)) > 20
+    assert sources(ROOT) <= names
+    python = {
+        str(path.relative_to(ROOT))
+        for room in ("runtime", "export", "calibration")
+        for path in (ROOT / room).rglob("*.py")
+    }
+    assert python <= names
+    assert "export/engines/parsers/trt10.3.json" in names
+    assert not any(name.startswith("tests/") for name in names)
+
+
+def test_sdist_carries_what_the_plugin_is_made_of(packed: Path) -> None:
+    (sdist,) = packed.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert sources(ROOT) | {"CMakeLists.txt", "pyproject.toml", "LICENSE"} <= names
+
+
+def test_plugin_from_an_unpacked_wheel(packed: Path, tmp_path: Path) -> None:
+    for program in ("cmake", "nvcc"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed, which builds the plugin library")
+    if not HEADERS.is_dir():
+        pytest.skip("TensorRT's headers are not here; this fetches them: make build/tensorrt_headers")
+    (wheel,) = packed.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")  # noqa: S202 - made a moment ago
+    library = tmp_path / "lib/library.so"
+    command = [sys.executable, "-m", "plugins_trt.build", "--arch", "120", "--headers", HEADERS, "-o", library]
+    result = subprocess.run(command, cwd=tmp_path / "site", capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert f"{library}: the plugin library for SM 120" in result.stderr
+    assert [path.name for path in library.parent.iterdir()] == [library.name]
+    count = ctypes.c_int32()
+    assert ctypes.CDLL(str(library)).getCreators(ctypes.byref(count))
+    assert count.value > 0
+
+
+def test_no_gpu_asks_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plugins_trt.build.find_device", lambda: None)
+    with pytest.raises(OptionError, match="name the one to build for with --arch"):
+        main([])
+
+
+@pytest.mark.parametrize("arch", ["8.9", "sm_89", "8"])
+def test_bad_architectures(arch: str) -> None:
+    with pytest.raises(OptionError, match="without its dot"):
+        main(["--arch", arch])
+
+
+def test_all_that_is_missing_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for variable in ("CUDACXX", "CUDA_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("plugins_trt.build.CUDA", tmp_path)
+    with pytest.raises(MonoedgeError) as caught:
+        main(["--arch", "89"])
+    message = str(caught.value)
+    assert all(word in message for word in ("nvcc", "a C++ compiler", "CMake 3.22"))
+    assert "\n" not in message
+
+
+def test_headers_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"there is no NvInferRuntime.h in it"):
+        main(["--arch", "89", "--headers", str(tmp_path)])
+
+
+def test_a_build_that_fails_leaves_nothing_and_names_its_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Headers that are none of TensorRT's: CMake finds them, the compiler refuses."""
+    for program in ("cmake", "nvcc"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed, which builds the plugin library")
+    monkeypatch.setattr("plugins_trt.build._CACHE", tmp_path / "cache")
+    (tmp_path / "headers").mkdir()
+    (tmp_path / "headers/NvInferRuntime.h").write_text("#error this is not TensorRT\n")
+    with pytest.raises(MonoedgeError, match="this is not TensorRT") as caught:
+        main(["--arch", "120", "--headers", str(tmp_path / "headers"), "-o", str(tmp_path / "out/library.so")])
+    assert str(tmp_path / "cache/plugin-build.log") in str(caught.value)
+    assert (tmp_path / "cache/plugin-build.log").is_file()
+    assert list((tmp_path / "out").iterdir()) == []
