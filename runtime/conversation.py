@@ -1,7 +1,7 @@
 """A conversation as the tokens that the decoder reads.
 
-Every turn renders the whole conversation anew, as the official code does, so that what a cache holds can never change
-an answer: it is only a prefix that need not be computed again.
+Every turn renders the whole conversation anew, as the official code does. What a cache holds is only a prefix that need
+not be computed again, and can never change an answer.
 """
 
 from __future__ import annotations
@@ -13,27 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends import Pixels
 from runtime.errors import PromptError
-from runtime.images.frames import DevicePixels
-from runtime.images.preprocess import pixel_digest
+from runtime.images.pixels import Pixels
 from runtime.text.template import ChatTemplate
 from runtime.text.tokenizer import Tokenizer
 
 _PLACE_BITS = 32
-"""A visual token's key holds its place in the image in that many bits, and the image's number above them."""
-
-
-@dataclass(frozen=True)
-class ConversationImage:
-    """An image of the conversation, ready for the vision network.
-
-    ``number`` is the same for the same pixels, so that cached tokens of an image match that image only; each picture
-    from a GPU's memory has a number of its own.
-    """
-
-    pixel_values: Pixels
-    number: int
+"""A visual token's key holds its place in the image in that many bits, and above them a number that images of one name
+share."""
 
 
 @dataclass
@@ -41,7 +28,7 @@ class Turn:
     """A question with its images' tokens in place, and the answer as far as there is one."""
 
     question: str
-    images: tuple[ConversationImage, ...]
+    images: tuple[Pixels, ...]
     answer: str | None = None
 
 
@@ -59,14 +46,14 @@ class Prompt:
     ids: npt.NDArray[np.int64]
     visual_mask: npt.NDArray[np.bool_]
     keys: npt.NDArray[np.int64]
-    images: tuple[ConversationImage, ...]
+    images: tuple[Pixels, ...]
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 class Conversation:
-    """Turns to tokens, for one session.
+    """Makes tokens of turns, for one session.
 
     Args:
         template: how this checkpoint renders conversations.
@@ -83,20 +70,20 @@ class Conversation:
         self._numbers: dict[str, int] = {}
 
     def turn(self, question: str, images: Sequence[Pixels]) -> Turn:
-        """A turn without an answer.
+        """Returns a turn without an answer.
 
         Args:
             question: as the user asks it.
-            images: pixel_values of each new image, [tiles, 3, size, size].
+            images: the tiles of each new image.
 
         Raises:
             PromptError: the question does not fit its images.
         """
         placed = self._template.place_images(question, list(map(len, images)), self._tokens_per_tile)
-        return Turn(placed, tuple(map(self._numbered, images)))
+        return Turn(placed, tuple(images))
 
     def prompt(self, turns: Sequence[Turn]) -> Prompt:
-        """The tokens of a conversation; all turns but the last have answers.
+        """Returns the tokens of a conversation; all turns but the last have answers.
 
         Raises:
             PromptError: the text has other visual tokens than the images.
@@ -105,7 +92,7 @@ class Conversation:
         ids = np.asarray(self._tokenizer.encode(text), np.int64)
         visual_mask = ids == self._tokenizer.id_of(self._template.image_context)
         images = tuple(image for turn in turns for image in turn.images)
-        image_keys = [_keys(image, self._tokens_per_tile) for image in images]
+        image_keys = list(map(self._keys, images))
         expected = sum(map(len, image_keys))
         if visual_mask.sum() != expected:
             raise PromptError(f"the prompt has {visual_mask.sum()} visual tokens, its images have {expected}")
@@ -114,20 +101,15 @@ class Conversation:
             keys[visual_mask] = np.concatenate(image_keys)
         return Prompt(ids, visual_mask, keys, images)
 
-    def _numbered(self, pixel_values: Pixels) -> ConversationImage:
-        name = pixel_values.name if isinstance(pixel_values, DevicePixels) else pixel_digest(pixel_values)
-        number = self._numbers.setdefault(name, len(self._numbers))
-        return ConversationImage(pixel_values, number)
-
-
-def _keys(image: ConversationImage, tokens_per_tile: int) -> npt.NDArray[np.int64]:
-    """Negative, so that no visual token is ever taken for a text token."""
-    places = np.arange(len(image.pixel_values) * tokens_per_tile, dtype=np.int64)
-    return -1 - ((np.int64(image.number) << _PLACE_BITS) | places)
+    def _keys(self, image: Pixels) -> npt.NDArray[np.int64]:
+        """Keys of an image's tokens; negative, so that no visual token is ever taken for a text token."""
+        number = self._numbers.setdefault(image.name, len(self._numbers))
+        places = np.arange(len(image) * self._tokens_per_tile, dtype=np.int64)
+        return -1 - ((np.int64(number) << _PLACE_BITS) | places)
 
 
 def common_prefix(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> int:
-    """How many leading elements are equal."""
+    """Returns how many leading elements are equal."""
     length = min(len(a), len(b))
     differs = np.flatnonzero(a[:length] != b[:length])
     return int(differs[0]) if len(differs) else length

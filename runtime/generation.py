@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from runtime.backends import Backend, Context
 from runtime.conversation import Prompt, common_prefix
-from runtime.images.frames import DevicePixels
 
 GROWTH = 256
 """Caches grow by multiples of this many tokens."""
@@ -19,7 +18,7 @@ Embed = Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]]
 
 
 def round_up(tokens: int, limit: int) -> int:
-    """A capacity for ``tokens``, at most ``limit``."""
+    """Returns a capacity for ``tokens``, at most ``limit``."""
     return min(-(-tokens // GROWTH) * GROWTH, limit)
 
 
@@ -38,7 +37,7 @@ class Sequence:
         self._length = 0
 
     def reusable(self, prompt: Prompt) -> int:
-        """How many leading tokens of a prompt need not be computed again; the last one always is."""
+        """Returns how many leading tokens of a prompt need not be computed again; the last one always is."""
         return min(common_prefix(self._keys[: self._length], prompt.keys), len(prompt) - 1)
 
     def prefill(self, prompt: Prompt, cancelled: Callable[[], bool]) -> npt.NDArray[np.float32] | None:
@@ -50,7 +49,7 @@ class Sequence:
         start = self._length = self.reusable(prompt)
         self._reserve(len(prompt))
         self._keys[start : len(prompt)] = prompt.keys[start:]
-        visual = _VisualEmbeds(self._backend, prompt)
+        visual = _VisualEmbeds(prompt)
         logits: npt.NDArray[np.float32] | None = None
         while start < len(prompt):
             if cancelled():
@@ -84,18 +83,16 @@ class Sequence:
 class _VisualEmbeds:
     """The embeddings of a prompt's images, each computed when its first token is reached."""
 
-    def __init__(self, backend: Backend, prompt: Prompt) -> None:
-        self._backend, self._images = backend, prompt.images
-        positions = np.flatnonzero(prompt.visual_mask)
-        self._positions = positions
-        tiles = [len(image.pixel_values) for image in prompt.images]
-        per_tile = len(positions) // max(1, sum(tiles))
+    def __init__(self, prompt: Prompt) -> None:
+        self._images, self._positions = prompt.images, np.flatnonzero(prompt.visual_mask)
+        tiles = list(map(len, prompt.images))
+        per_tile = len(self._positions) // max(1, sum(tiles))
         # Bounds of each image among the visual tokens.
         self._bounds = np.cumsum([0, *(count * per_tile for count in tiles)])
         self._current: tuple[int, npt.NDArray[Any]] | None = None
 
     def between(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Embeddings of the visual tokens at prompt positions ``start`` … ``stop``, [n, hidden]."""
+        """Returns embeddings of the visual tokens at prompt positions ``start`` … ``stop``, [n, hidden]."""
         first, last = np.searchsorted(self._positions, [start, stop])
         parts = []
         for index, (begin, end) in enumerate(zip(self._bounds[:-1], self._bounds[1:], strict=True)):
@@ -106,7 +103,5 @@ class _VisualEmbeds:
     def _image(self, index: int) -> npt.NDArray[Any]:
         # Chunks go forward, so only the image at hand is kept.
         if self._current is None or self._current[0] != index:
-            pixels = self._images[index].pixel_values
-            embeds = pixels.embeds() if isinstance(pixels, DevicePixels) else self._backend.encode_image(pixels)
-            self._current = (index, embeds)
+            self._current = (index, self._images[index].embeds())
         return self._current[1]

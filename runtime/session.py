@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime.answer import Answer, Stats
 from runtime.conversation import Conversation, Turn
-from runtime.errors import ImageError, OptionError, PromptError
-from runtime.generation import Sequence as TokenSequence
-from runtime.images.frames import DeviceImage, is_device_frame
-from runtime.images.preprocess import ImageInput, load_image
+from runtime.errors import OptionError, PromptError
+from runtime.generation import Sequence
+from runtime.model import Images, Model, Picture
 from runtime.options import DEFAULT_MAX_NEW_TOKENS, AnswerOptions
-
-if TYPE_CHECKING:
-    from runtime.model import Model
-
-Images = ImageInput | DeviceImage | Sequence[ImageInput | DeviceImage] | None
-"""What a question may be about: one image, several in a list or tuple, or none."""
 
 
 class Session:
@@ -62,27 +55,20 @@ class Session:
     ) -> None:
         self._options = AnswerOptions().changed(options)
         if model is None:
-            from runtime.model import load
-
-            model = load(bundle)
+            model = Model.load(bundle)
         elif bundle is not None:
             raise OptionError("expected either bundle or model, got both: a model has its bundle already")
         self._model = model
         self._conversation = Conversation(
             model.template, model.tokenizer, model.image_processor.tokens_per_tile, system
         )
-        self._sequence = TokenSequence(model.backend, model.embed)
+        self._sequence = Sequence(model.backend, model.embed)
         self._turns: list[Turn] = []
         self._answer: Answer | None = None
-        self._waiting_images: list[ImageInput | DeviceImage] = []
+        # Read here even without a question, so that a bad image is reported at once.
+        self._waiting: list[Picture] = model.read(image)
         if prompt is not None:
-            self.ask(prompt, image)
-        else:
-            # Read now, so that a bad image is told here.
-            self._waiting_images = [
-                item if is_device_frame(item) else load_image(item)  # type: ignore[arg-type] # refuses what is none
-                for item in as_images(image)
-            ]
+            self.ask(prompt)
 
     def ask(
         self,
@@ -107,16 +93,15 @@ class Session:
         """
         started = time.perf_counter()
         chosen = self._options.changed(options)
-        images = [*self._waiting_images, *as_images(image)]
-        pixel_values = [self._model.pixels(item, chosen.max_tiles) for item in images]
-        turn = self._conversation.turn(prompt, pixel_values)
+        pictures = [*self._waiting, *self._model.read(image)]
+        turn = self._conversation.turn(prompt, [picture(chosen.max_tiles) for picture in pictures])
         if self._answer is not None:
             self._answer.close()
             self._turns[-1].answer = self._answer.text_so_far
         turns = [*self._turns, turn]
         tokens = self._conversation.prompt(turns)
         max_new_tokens = self._room(len(tokens), chosen.max_new_tokens)
-        self._turns, self._waiting_images = turns, []
+        self._turns, self._waiting = turns, []
         self._answer = Answer(
             self._sequence,
             tokens,
@@ -206,18 +191,3 @@ class Session:
     ) -> None:
         if self._answer is not None:
             self._answer.close()
-
-
-def as_images(images: Images) -> list[ImageInput | DeviceImage]:
-    """One image, several or none, as a list.
-
-    Raises:
-        ImageError: a set, dict or other collection whose order means nothing.
-    """
-    if images is None:
-        return []
-    if isinstance(images, (list, tuple)):
-        return list(images)
-    if isinstance(images, (set, frozenset, dict)):
-        raise ImageError(f"expected an image or a list of images, got a {type(images).__name__}")
-    return [images]  # type: ignore[list-item] # load_image refuses what is none

@@ -81,7 +81,7 @@ class Prober:
         model = self.model
         conversation = Conversation(model.template, model.tokenizer, model.image_processor.tokens_per_tile)
         try:
-            pixels = [model.image_processor(image, self.max_tiles) for image in example.images]
+            pixels = [model.pixels(image, self.max_tiles) for image in example.images]
             return conversation, conversation.turn(example.prompt, pixels)
         except (ImageError, PromptError) as error:
             raise CalibrationError(f"{example.place}: {error}") from None

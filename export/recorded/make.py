@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import tempfile
@@ -32,6 +31,7 @@ from runtime.bundle.manifest import CHAT_TEMPLATE, DECODER_GRAPH, RECORDING, TOK
 from runtime.bundle.reader import Bundle
 from runtime.conversation import Conversation
 from runtime.errors import BundleError
+from runtime.images.pixels import HostPixels, Pixels
 from runtime.text.template import ChatTemplate
 from runtime.text.tokenizer import Tokenizer
 
@@ -69,13 +69,17 @@ def weights_size(bundle: Bundle) -> int:
 def _record(bundle: Bundle, progress: Callable[[int], object]) -> Recording:
     manifest = bundle.manifest
     image, model, precision = manifest.image, manifest.model, manifest.precision
-    pixels = image(picture(image.image_size), image.min_tiles)
-    vision = {PIXEL_VALUES: rounded(pixels, precision)}
-    (seen,) = recording_run.run(bundle.path(VISION_GRAPH), [vision], progress)
 
+    def encode(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        (result,) = recording_run.run(bundle.path(VISION_GRAPH), [{PIXEL_VALUES: values}], progress)
+        embeds: npt.NDArray[np.float32] = result[VISUAL_EMBEDS]
+        return embeds
+
+    pixels = HostPixels(rounded(image(picture(image.image_size), image.min_tiles), precision), encode)
+    seen = pixels.embeds()
     ids, visual_mask = _tokens(bundle, pixels)
     embeds = wide(bundle.embeddings()[ids], precision)
-    embeds[visual_mask] = rounded(seen[VISUAL_EMBEDS], precision).reshape(-1, model.hidden_size)[: visual_mask.sum()]
+    embeds[visual_mask] = rounded(seen, precision).reshape(-1, model.hidden_size)[: visual_mask.sum()]
     length = len(ids)
     prompt = max(length - STEPS, 1)
     calls: list[Values] = [
@@ -90,7 +94,7 @@ def _record(bundle: Bundle, progress: Callable[[int], object]) -> Recording:
     first = calls[0] | empty_caches(model, length)
     results = recording_run.run(bundle.path(DECODER_GRAPH), [first, *calls[1:]], progress)
     return {
-        VISION_GRAPH: [Call(vision, {VISUAL_EMBEDS: seen[VISUAL_EMBEDS]})],
+        VISION_GRAPH: [Call({PIXEL_VALUES: pixels.values}, {VISUAL_EMBEDS: seen})],
         DECODER_GRAPH: [Call(values, {LOGITS: result[LOGITS]}) for values, result in zip(calls, results, strict=True)],
     }
 
@@ -103,14 +107,10 @@ def picture(size: int) -> npt.NDArray[np.uint8]:
     return np.stack([red, y * 255 // 448, np.where(inside, 255, x * 255 // 448)], axis=-1).astype(np.uint8)
 
 
-def _tokens(bundle: Bundle, pixels: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+def _tokens(bundle: Bundle, pixels: Pixels) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Ids and visual mask of the prompt and ``STEPS`` tokens after it, as far as the bundle takes tokens."""
     tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
-    file = bundle.path(CHAT_TEMPLATE)
-    try:
-        template = ChatTemplate.from_json(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{file} cannot be read: {error}; export the bundle again") from None
+    template = ChatTemplate.from_file(bundle.path(CHAT_TEMPLATE))
     conversation = Conversation(template, tokenizer, bundle.manifest.image.tokens_per_tile)
     prompt = conversation.prompt([conversation.turn(QUESTION, [pixels])])
     answer = tokenizer.encode(ANSWER, add_bos=False)

@@ -7,19 +7,18 @@ the rest of the runtime sees of one.
 from __future__ import annotations
 
 import importlib
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime.bundle.reader import Bundle
 from runtime.errors import OptionError
-from runtime.images.frames import DeviceImage, DevicePixels
+from runtime.images.frames import DeviceImage
+from runtime.images.pixels import Pixels
 from runtime.images.preprocess import ImageProcessor
 
 Array = npt.NDArray[Any]
-Pixels: TypeAlias = npt.NDArray[np.float32] | DevicePixels
-"""An image's tiles, [tiles, 3, size, size]: float32 in host memory, or in a GPU's."""
 
 
 class Context(Protocol):
@@ -73,7 +72,7 @@ class Backend(Protocol):
 class FrameBackend(Protocol):
     """A backend that takes pictures out of a GPU's memory."""
 
-    def frame_pixels(self, image: DeviceImage, processor: ImageProcessor, max_tiles: int | None) -> DevicePixels:
+    def frame_pixels(self, image: DeviceImage, processor: ImageProcessor, max_tiles: int | None) -> Pixels:
         """The picture's tiles. Its memory may be written again after.
 
         Raises:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends import Array, Backend, Context
+from runtime.backends import Array, Backend
 from runtime.bench.machine import MemoryWatch, software_facts
 from runtime.bench.record import Record, Workload
-from runtime.conversation import ConversationImage, Prompt
+from runtime.conversation import Prompt
 from runtime.errors import OptionError, PromptError
 from runtime.generation import Embed, Sequence
+from runtime.images.pixels import HostPixels
 from runtime.images.preprocess import ImageProcessor
 from runtime.sampling import Sampler, SamplingOptions
 
@@ -83,6 +84,8 @@ class _Questions:
         self.loaded = loaded
         processor, self._grid = loaded.image_processor, 0
         self.visual_tokens = 0
+        self.encoding = 0.0
+        """Seconds that the last picture took to encode."""
         if what.tiles:
             if processor is None:
                 raise OptionError("--tiles: this model sees no pictures: ask with --tiles 0")
@@ -109,8 +112,14 @@ class _Questions:
         images = []
         if self._grid:
             assert self.loaded.image_processor is not None  # noqa: S101 - checked with the tiles
-            images = [ConversationImage(self.loaded.image_processor(self._picture, self._grid), 0)]
+            images = [HostPixels(self.loaded.image_processor(self._picture, self._grid), self._encode)]
         return Prompt(self._ids, self._visual_mask, self._ids, tuple(images))
+
+    def _encode(self, pixel_values: npt.NDArray[np.float32]) -> Array:
+        started = time.perf_counter()
+        result = self.loaded.backend.encode_image(pixel_values)
+        self.encoding = time.perf_counter() - started
+        return result
 
 
 def _grid(processor: ImageProcessor, tiles: int) -> int:
@@ -137,12 +146,11 @@ class _Answer:
 
 
 def _answer(questions: _Questions, new_tokens: int, memory: MemoryWatch) -> _Answer:
-    backend = _TimedImages(questions.loaded.backend)
     sampler = Sampler(SamplingOptions())
     started = time.perf_counter()
     prompt = questions.prompt()
     cut = time.perf_counter() - started
-    sequence = Sequence(backend, questions.loaded.embed)
+    sequence = Sequence(questions.loaded.backend, questions.loaded.embed)
     logits = sequence.prefill(prompt, lambda: False)
     assert logits is not None  # noqa: S101 - only when cancelled
     ids = [sampler.next(logits, [])]
@@ -153,22 +161,4 @@ def _answer(questions: _Questions, new_tokens: int, memory: MemoryWatch) -> _Ans
         started = time.perf_counter()
         ids.append(sampler.next(sequence.step(ids[-1]), ids))
         steps.append(time.perf_counter() - started)
-    return _Answer(cut + backend.seconds, first_token, steps)
-
-
-class _TimedImages:
-    """A backend that keeps the time of its images."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend, self.seconds = backend, 0.0
-        self.description, self.length_limit = backend.description, backend.length_limit
-        self.chunk, self.max_length = backend.chunk, backend.max_length
-
-    def encode_image(self, pixel_values: npt.NDArray[np.float32]) -> Array:
-        started = time.perf_counter()
-        result = self._backend.encode_image(pixel_values)
-        self.seconds += time.perf_counter() - started
-        return result
-
-    def new_context(self) -> Context:
-        return self._backend.new_context()
+    return _Answer(cut + questions.encoding, first_token, steps)

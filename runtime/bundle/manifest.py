@@ -184,7 +184,6 @@ class Manifest:
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             **asdict(self),
-            "image": self.image.to_json(),
         }
         for optional in ("engines", "quantization"):
             if not values[optional]:
@@ -215,7 +214,7 @@ class Manifest:
                 name=_typed(values, "name", str),
                 precision=_typed(values, "precision", str),
                 model=_record(ModelFacts, _typed(values, "model", dict)),
-                image=ImageProcessor.from_json(_typed(values, "image", dict)),
+                image=read_record(ImageProcessor, values["image"], f"{MANIFEST}, image"),
                 operators=_typed(values, "operators", dict),
                 created_by=_typed(values, "created_by", dict),
                 opset=_typed({"opset": cls.opset} | values, "opset", int),

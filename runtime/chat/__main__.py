@@ -12,7 +12,7 @@ from runtime.chat.interactive import Chat, stats_line
 from runtime.chat.terminal import Terminal
 from runtime.console.run import make_parser, run
 from runtime.errors import OptionError
-from runtime.images.preprocess import load_image
+from runtime.images.load import load_image
 from runtime.model import BUNDLE_VARIABLE, Model, load
 from runtime.options import DEFAULT_MAX_NEW_TOKENS, AnswerOptions
 

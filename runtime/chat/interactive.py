@@ -11,7 +11,7 @@ from runtime.answer import Answer
 from runtime.chat.terminal import Terminal
 from runtime.console.interrupts import Interrupts
 from runtime.errors import MonoedgeError, OptionError
-from runtime.images.preprocess import load_image
+from runtime.images.load import load_image
 from runtime.model import Model
 
 _COMMANDS = {

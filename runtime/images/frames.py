@@ -1,8 +1,8 @@
 """Pictures that lie in a GPU's memory already, as cameras and decoders leave them there.
 
-Told by ``__dlpack__`` (torch, CuPy, PyNvVideoCodec and others) or ``__cuda_array_interface__`` (jetson-utils, Numba,
-PyCUDA and others): uint8 [height, width, 3] in RGB order, or [height, width, 4] whose fourth channel is dropped. Rows,
-pixels and channels may lie any number of bytes apart.
+They are recognized by ``__dlpack__`` (torch, CuPy, PyNvVideoCodec and others) or ``__cuda_array_interface__``
+(jetson-utils, Numba, PyCUDA and others). They are uint8 [height, width, 3] in RGB order, or [height, width, 4] whose
+fourth channel is dropped. Rows, pixels and channels may lie any number of bytes apart.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class DeviceFrame:
 
 
 class DevicePixels:
-    """A picture's tiles in device memory: ``pixel_values``, which the host never sees.
+    """``Pixels`` in device memory, which the host never sees.
 
     Args:
-        address: [tiles, 3, size, size] in the bundle's number format.
+        address: of [tiles, 3, size, size] in the bundle's number format.
         tiles: how many.
-        name: of no other picture. That two have equal pixels is not looked for.
+        name: of no other picture, even if it has equal pixels: they are not compared.
         encode: computes their embeddings, on the GPU that they are on.
     """
 
@@ -59,48 +59,48 @@ class DevicePixels:
         return self._tiles
 
     def embeds(self) -> npt.NDArray[Any]:
-        """[tiles · tokens_per_tile, hidden] in the bundle's number format."""
+        """Computes [tiles · tokens_per_tile, hidden] in the bundle's number format."""
         return self._encode(self)
 
 
 class CudaArray(Protocol):
-    """What tells of its device memory by ``__cuda_array_interface__``."""
+    """An array that describes its device memory by ``__cuda_array_interface__``."""
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]: ...
 
 
 class DLPackArray(Protocol):
-    """What tells of its memory by DLPack."""
+    """An array that describes its memory by DLPack."""
 
     def __dlpack_device__(self) -> tuple[Any, Any]:
-        """Kind and number of the device."""
+        """Returns kind and number of the device."""
 
     def __dlpack__(self, *, stream: Any = None) -> Any:  # noqa: ANN401
-        """A capsule."""
+        """Returns a capsule that holds the array's description."""
 
 
 DeviceImage: TypeAlias = CudaArray | DLPackArray
-"""What may be a picture in a GPU's memory."""
+"""An object that may be a picture in a GPU's memory."""
 
 
 def is_device_frame(image: object) -> bool:
-    """Whether an object says that it lies in a GPU's memory."""
+    """Returns whether an object says that it lies in a GPU's memory."""
     if hasattr(image, "__dlpack_device__"):
         return bool(image.__dlpack_device__()[0] in _CUDA_DEVICES)
     return hasattr(image, "__cuda_array_interface__")
 
 
 def device_frame(image: Any, stream: int, synchronize: Callable[[], None]) -> DeviceFrame:  # noqa: ANN401
-    """The picture that an object is.
+    """Returns the picture that an object holds.
 
     Args:
-        image: what ``is_device_frame`` is true for.
-        stream: of CUDA; work enqueued on it later finds the picture finished.
+        image: an object that ``is_device_frame`` is true for.
+        stream: a CUDA stream; work enqueued on it later finds the picture finished.
         synchronize: waits for all work of the GPU; called where the object names a stream of its own to wait for.
 
     Raises:
-        ImageError: of another type or shape, or on another GPU.
+        ImageError: a picture of another type or shape, or on another GPU.
     """
     if hasattr(image, "__dlpack__"):
         return _from_dlpack(image, stream)

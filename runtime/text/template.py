@@ -7,8 +7,10 @@ left to the tokenizer.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 from runtime.errors import BundleError, PromptError
 from runtime.records import read_record
@@ -71,16 +73,24 @@ class ChatTemplate:
 
     @classmethod
     def from_json(cls, data: object) -> ChatTemplate:
-        """Read what `to_json` wrote.
+        """Reads a template from an object of JSON types.
 
         Raises:
             BundleError: not an object with exactly these keys, or a value of the wrong type.
         """
         return read_record(cls, data, "chat template")
 
-    def to_json(self) -> dict[str, object]:
-        """Give this template as an object of JSON types."""
-        return asdict(self) | {"stop_tokens": list(self.stop_tokens)}
+    @classmethod
+    def from_file(cls, path: Path) -> ChatTemplate:
+        """Reads a chat_template.json.
+
+        Raises:
+            BundleError: no such file, or not a template.
+        """
+        try:
+            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path} cannot be read: {error}; export the bundle again") from None
 
     def render(self, turns: Sequence[tuple[str, str | None]], system: str | None = None) -> str:
         """Write a conversation as one text.

@@ -102,7 +102,7 @@ def test_another_image_is_never_taken_from_the_cache(model: runtime.Model) -> No
     conversation = Conversation(model.template, model.tokenizer, model.image_processor.tokens_per_tile)
     pictures = [PICTURE, SHAPES / "pictures/p001.png", Image.open(PICTURE)]
     first, other, same = (
-        conversation.prompt([conversation.turn(QUESTION, [model.image_processor(picture)])]) for picture in pictures
+        conversation.prompt([conversation.turn(QUESTION, [model.pixels(picture)])]) for picture in pictures
     )
     assert first.ids.tolist() == other.ids.tolist()
     assert common_prefix(first.keys, other.keys) == int(np.argmax(first.visual_mask))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends import Pixels, graph
+from runtime.backends import graph
 from runtime.backends.cuda.device import Device, Graph, Resource
 from runtime.backends.tensorrt.call import Inputs, Updates
 from runtime.backends.tensorrt.execution import Engine
@@ -77,16 +77,20 @@ class EngineBackend:
         ]
         weakref.finalize(self, _release, device, self._held)
 
-    def encode_image(self, pixel_values: Pixels) -> Array:
+    def encode_image(self, pixel_values: npt.NDArray[np.float32]) -> Array:
         """[tiles, 3, size, size] → [tiles · tokens_per_tile, hidden]."""
         with self.lock, self.device:
-            return self._opened_vision()(pixel_values)
+            return self._opened_vision().encode(pixel_values)
+
+    def _encode_device(self, pixels: DevicePixels) -> Array:
+        with self.lock, self.device:
+            return self._opened_vision().encode_device(pixels)
 
     def frame_pixels(self, image: DeviceImage, processor: ImageProcessor, max_tiles: int | None) -> DevicePixels:
         """The tiles of a picture that lies in device memory, made there."""
         with self.lock, self.device:
             if self._tiler is None:
-                self._tiler = Tiler(self.device, self._opened_vision().layout, self._open_resize(), self.encode_image)
+                self._tiler = Tiler(self.device, self._opened_vision().layout, self._open_resize(), self._encode_device)
             return self._tiler(image, processor, max_tiles)
 
     def _opened_vision(self) -> Vision:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends import Pixels, graph
-from runtime.backends.cuda.device import Device, Memory, Resource
+from runtime.backends import graph
+from runtime.backends.cuda.device import Device, HostMemory, Memory, Resource
 from runtime.backends.tensorrt.execution import Engine, Execution
-from runtime.backends.tensorrt.plan import VisionLayout
+from runtime.backends.tensorrt.plan import Buffer, VisionLayout
 from runtime.images.frames import DevicePixels
 
 Array = npt.NDArray[Any]
@@ -40,28 +41,40 @@ class Vision:
                 {graph.PIXEL_VALUES: self._pixels[1].address, graph.VISUAL_EMBEDS: self._tokens[1].address}
             )
 
-    def __call__(self, pixel_values: Pixels) -> Array:
-        """[tiles, 3, size, size] → [tiles · tokens_per_tile, hidden]."""
-        layout, count = self.layout, len(pixel_values)
-        parts = [
-            self._encode(pixel_values, start, min(layout.chunk, count - start))
-            for start in range(0, count, layout.chunk)
-        ]
+    def encode(self, pixel_values: npt.NDArray[np.float32]) -> Array:
+        """Takes float32 [tiles, 3, size, size] to [tiles · tokens_per_tile, hidden]."""
+        host, target = self._pixels
+
+        def upload(start: int, tiles: int) -> None:
+            pixels = _rows(host, self.layout.tile, tiles)
+            graph.to_format(pixel_values[start : start + tiles], pixels)
+            self._device.upload(pixels, target.address)
+
+        return self._encode(len(pixel_values), upload)
+
+    def encode_device(self, pixels: DevicePixels) -> Array:
+        """Does the same for tiles in device memory."""
+        nbytes, target = self.layout.tile.nbytes, self._pixels[1].address
+
+        def copy(start: int, tiles: int) -> None:
+            size = tiles * nbytes
+            self._device.copy_rows(pixels.address + start * nbytes, size, target, size, width=size, rows=1)
+
+        return self._encode(len(pixels), copy)
+
+    def _encode(self, count: int, fill: Callable[[int, int], None]) -> Array:
+        """Encodes tiles chunk by chunk; ``fill`` puts so many of them, from a first one on, where the engine reads."""
+        layout = self.layout
+        parts = []
+        for start in range(0, count, layout.chunk):
+            tiles = min(layout.chunk, count - start)
+            fill(start, tiles)
+            parts.append(self._run(tiles))
         return np.concatenate(parts).reshape(-1, layout.tokens.shape[-1])
 
-    def _encode(self, pixel_values: Pixels, start: int, tiles: int) -> Array:
-        layout, size = self.layout, tiles * self.layout.tile.nbytes
-        pixels, tokens = (
-            memory[0].array[: tiles * part.nbytes].view(part.dtype).reshape(tiles, *part.shape)
-            for memory, part in ((self._pixels, layout.tile), (self._tokens, layout.tokens))
-        )
-        target = self._pixels[1].address
-        if isinstance(pixel_values, DevicePixels):
-            source = pixel_values.address + start * layout.tile.nbytes
-            self._device.copy_rows(source, size, target, size, width=size, rows=1)
-        else:
-            graph.to_format(pixel_values[start : start + tiles], pixels)
-            self._device.upload(pixels, target)
+    def _run(self, tiles: int) -> Array:
+        layout = self.layout
+        tokens = _rows(self._tokens[0], layout.tokens, tiles)
         execution = self._executions[layout.profile(tiles).index]
         execution.set_shapes({graph.PIXEL_VALUES: (tiles, *layout.tile.shape)})
         execution.enqueue()
@@ -69,3 +82,7 @@ class Vision:
         self._done.record()
         self._done.wait()
         return tokens.copy()
+
+
+def _rows(host: HostMemory, part: Buffer, count: int) -> Array:
+    return host.array[: count * part.nbytes].view(part.dtype).reshape(count, *part.shape)

@@ -124,7 +124,7 @@ def test_what_is_none_is_refused(image: object, words: str) -> None:
 
 def test_other_backends_say_which_takes_them(tiny_v1_bundle: Path) -> None:
     model = runtime.load(tiny_v1_bundle)
-    with pytest.raises(runtime.ImageError, match=r"which backend tensorrt takes: copy it to the host first"):
+    with pytest.raises(runtime.ImageError, match=r"which only backend tensorrt takes: copy it to the host first"):
         model.session(Cuda(picture(30, 30)), QUESTION)
 
 

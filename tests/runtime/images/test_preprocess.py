@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from runtime.errors import BundleError, ImageError, OptionError
-from runtime.images.preprocess import ImageProcessor, load_image, pixel_digest, pixel_values, tile_grid
+from runtime.images.load import load_image
+from runtime.images.pixels import HostPixels
+from runtime.images.preprocess import ImageProcessor, tile_grid
+from runtime.records import read_record
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden"
 IMAGES = GOLDEN / "images"
@@ -38,6 +41,10 @@ def noise(width: int, height: int, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(5).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
+def name_of(values: np.ndarray) -> str:
+    return HostPixels(values, lambda _: np.empty(0)).name
+
+
 def encoded(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, file_format, **options)
@@ -56,7 +63,7 @@ def test_pixels_have_the_official_bits(case):
     facts = json.loads(case.read_text())
     values = [PROCESSOR(IMAGES / name, max_tiles) for name, max_tiles in facts["images"]]
     assert [len(value) for value in values] == facts["num_patches_list"]
-    assert [pixel_digest(value) for value in values] == facts["pixel_values_sha256"]
+    assert [name_of(value) for value in values] == facts["pixel_values_sha256"]
 
 
 @pytest.mark.parametrize("model", ["tiny-v1", "tiny-v15"])
@@ -77,7 +84,7 @@ def test_every_byte_is_normalized_as_torchvision_does(mean, std):
     torch = pytest.importorskip("torch")
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     image = np.stack([levels, levels.T, levels[::-1]], axis=-1)
-    values = pixel_values(image, image_size=16, max_tiles=1, use_thumbnail=True, mean=mean, std=std)
+    values = replace(PROCESSOR, image_size=16, max_tiles=1, mean=mean, std=std)(image)
 
     channels = torch.from_numpy(image).permute(2, 0, 1).to(torch.float32).div(255)  # ToTensor, then Normalize
     expected = channels.sub(torch.tensor(mean)[:, None, None]).div(torch.tensor(std)[:, None, None])
@@ -87,7 +94,7 @@ def test_every_byte_is_normalized_as_torchvision_does(mean, std):
 def test_tiles_go_row_by_row_and_the_thumbnail_is_last():
     colours = np.array([[250, 0, 0], [0, 240, 0], [0, 0, 230], [9, 99, 199], [200, 100, 0], [7, 7, 7]], np.uint8)
     image = np.repeat(np.repeat(colours.reshape(2, 3, 3), 8, axis=0), 8, axis=1)  # 2 rows of 3 squares
-    values = pixel_values(image, image_size=8, max_tiles=6, use_thumbnail=True, mean=MEAN, std=STD)
+    values = replace(PROCESSOR, image_size=8, max_tiles=6)(image)
 
     def normalized(pixels: np.ndarray) -> np.ndarray:
         return np.moveaxis((pixels / 255.0 - MEAN) / STD, -1, -3)
@@ -101,9 +108,9 @@ def test_tiles_go_row_by_row_and_the_thumbnail_is_last():
 
 def test_thumbnail_can_be_left_out():
     image = noise(24, 16)
-    options = {"image_size": 8, "max_tiles": 6, "mean": MEAN, "std": STD}
-    without = pixel_values(image, use_thumbnail=False, **options)
-    np.testing.assert_array_equal(without, pixel_values(image, use_thumbnail=True, **options)[:-1])
+    processor = replace(PROCESSOR, image_size=8, max_tiles=6)
+    without = replace(processor, use_thumbnail=False)(image)
+    np.testing.assert_array_equal(without, processor(image)[:-1])
 
 
 @pytest.mark.parametrize("size", [(1, 5000), (5000, 1)])
@@ -116,12 +123,12 @@ def test_extreme_shapes_are_stretched_over_twelve_tiles(size):
     np.testing.assert_allclose(values[0], np.moveaxis((first / 255 - MEAN) / STD, -1, 0), rtol=0, atol=2e-6)
 
 
-def test_digest_tells_images_apart_and_ignores_memory_order():
+def test_names_tell_images_apart_and_ignores_memory_order():
     values = PROCESSOR(noise(30, 30))
     other = values.copy()
     other[0, 2, 447, 447] += np.float32(1e-3)
-    assert pixel_digest(values) == pixel_digest(np.asfortranarray(values))
-    assert pixel_digest(values) != pixel_digest(other)
+    assert name_of(values) == name_of(np.asfortranarray(values))
+    assert name_of(values) != name_of(other)
 
 
 # ---- grids -----------------------------------------------------------------------------------------------
@@ -297,8 +304,12 @@ def test_a_closed_image_is_refused():
 # ---- the processor's facts -------------------------------------------------------------------------------
 
 
+def read(data: object) -> ImageProcessor:
+    return read_record(ImageProcessor, data, "image processor")
+
+
 def test_facts_survive_json():
-    assert ImageProcessor.from_json(json.loads(json.dumps(PROCESSOR.to_json()))) == PROCESSOR
+    assert read(json.loads(json.dumps(asdict(PROCESSOR)))) == PROCESSOR
 
 
 @pytest.mark.parametrize(
@@ -321,13 +332,13 @@ def test_facts_survive_json():
 )
 def test_malformed_facts_are_refused(key, value):
     with pytest.raises(BundleError, match=f"image processor: {key} must be .*got .*export the bundle again"):
-        ImageProcessor.from_json(PROCESSOR.to_json() | {key: value})
+        read(asdict(PROCESSOR) | {key: value})
 
 
-@pytest.mark.parametrize("data", [None, [], {}, PROCESSOR.to_json() | {"crop": 1}])
+@pytest.mark.parametrize("data", [None, [], {}, asdict(PROCESSOR) | {"crop": 1}])
 def test_facts_with_other_keys_are_refused(data):
     with pytest.raises(BundleError, match="expected the keys"):
-        ImageProcessor.from_json(data)
+        read(data)
 
 
 @pytest.mark.parametrize("max_tiles", [0, -1, 1.0, True, "12"])
