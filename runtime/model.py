@@ -1,138 +1,19 @@
-"""A loaded bundle: everything that the sessions of one app share."""
+"""The model of an app: a loaded bundle that begins conversations."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from runtime.backends import Backend, FrameBackend, open_backend
-from runtime.bundle.manifest import CHAT_TEMPLATE, TOKENIZER
-from runtime.bundle.reader import Bundle
-from runtime.errors import BundleError, ImageError, OptionError
-from runtime.images.frames import DeviceImage, is_device_frame
-from runtime.images.load import ImageInput, load_image
-from runtime.images.pixels import HostPixels, Pixels
-from runtime.text.template import ChatTemplate
-from runtime.text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from runtime.session import Session
-
-BUNDLE_VARIABLE = "MONOEDGE_BUNDLE"
-"""The environment variable that names the default bundle."""
-
-Image: TypeAlias = ImageInput | DeviceImage
-Images: TypeAlias = Image | Sequence[Image] | None
-"""What a question may be about: one image, several in a list or tuple, or none."""
-
-Picture: TypeAlias = Callable[[int | None], Pixels]
-"""An image that has been read: takes ``max_tiles``, and cuts it into tiles."""
+from runtime.loaded import Images, LoadedBundle
+from runtime.session import Session
 
 
-class Model:
-    """A bundle with the backend that runs it. May be used from several threads.
-
-    Args:
-        bundle: an opened bundle.
-        backend: what computes.
-    """
-
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
-        self.bundle, self.backend = bundle, backend
-        self.max_length = backend.max_length
-        self.image_processor = bundle.manifest.image
-        self.tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
-        self.template = ChatTemplate.from_file(bundle.path(CHAT_TEMPLATE))
-        if self.tokenizer.vocab_size != bundle.manifest.model.vocab_size:
-            raise BundleError(
-                f"{bundle.folder}: the tokenizer has {self.tokenizer.vocab_size} tokens, the model "
-                f"{bundle.manifest.model.vocab_size}: export the bundle again"
-            )
-        self.stop_ids = frozenset(map(self.tokenizer.id_of, self.template.stop_tokens))
-        self._embeddings = bundle.embeddings()
-
-    @classmethod
-    def load(
-        cls,
-        bundle: str | Path | None = None,
-        *,
-        backend: str | None = None,
-        threads: int | None = None,
-        verify: bool = False,
-        progress: Callable[[int], object] | None = None,
-    ) -> Model:
-        """Loads a bundle once for many sessions.
-
-        Args:
-            bundle: its folder; by default the environment variable ``MONOEDGE_BUNDLE`` names it.
-            backend: what computes, one of ``runtime.backends.NAMES``; ``"onnxruntime"``, on the CPU, is the default.
-            threads: CPU threads to compute with, where the CPU computes; None lets the backend choose.
-            verify: compare the SHA-256 of every file with the manifest, which reads all of it.
-            progress: with ``verify``, called with the number of bytes just read.
-
-        Raises:
-            BundleError: no bundle, or one that is incomplete, altered or of another version.
-            BackendError: the backend is not installed, or cannot run this bundle.
-            OptionError: a bad option.
-        """
-        folder = bundle if bundle is not None else os.environ.get(BUNDLE_VARIABLE)
-        if not folder:
-            raise BundleError(
-                f'no bundle given: pass bundle="FOLDER" (--bundle FOLDER), or set {BUNDLE_VARIABLE}=FOLDER'
-            )
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise OptionError(f"threads must be a whole number of at least 1, or None, got {threads!r}")
-        opened = Bundle(folder, verify, progress)
-        return cls(opened, open_backend(backend, opened, threads))
-
-    def read(self, images: Images) -> list[Picture]:
-        """Reads one image, several or none.
-
-        Raises:
-            ImageError: not an image; a collection whose order means nothing; or a picture in the memory of a GPU that
-                the backend does not compute on.
-        """
-        if isinstance(images, (set, frozenset, dict)):
-            raise ImageError(f"expected an image or a list of images, got a {type(images).__name__}")
-        several = images if isinstance(images, (list, tuple)) else [] if images is None else [images]
-        return list(map(self._read, several))
-
-    def _read(self, image: Any) -> Picture:  # noqa: ANN401 - load_image refuses what is none
-        if not is_device_frame(image):
-            picture = load_image(image)
-            return lambda tiles: HostPixels(self.image_processor(picture, tiles), self.backend.encode_image)
-        if not isinstance(self.backend, FrameBackend):
-            raise ImageError(
-                "the picture lies in a GPU's memory, which only backend tensorrt takes: copy it to the host first, as "
-                "frame.cpu().numpy() does in torch and frame.get() in CuPy"
-            )
-        return partial(self.backend.frame_pixels, image, self.image_processor)
-
-    def pixels(self, image: Image, max_tiles: int | None = None) -> Pixels:
-        """Reads an image and cuts it into tiles; those of a picture in a GPU's memory are made there.
-
-        Raises:
-            ImageError: as ``read`` does.
-            OptionError: ``max_tiles`` out of range.
-        """
-        (picture,) = self.read([image])
-        return picture(max_tiles)
+class Model(LoadedBundle):
+    """A loaded bundle. Sessions of one model may run in several threads."""
 
     def session(self, image: Images = None, prompt: str | None = None, **options: Any) -> Session:  # noqa: ANN401
         """Begins a conversation with this model; takes what ``Session`` takes."""
-        from runtime.session import Session
-
         return Session(image, prompt, model=self, **options)
-
-    def embed(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """Reads the embeddings of token ids, [n] → [n, hidden], from the file."""
-        return self._embeddings[ids]
 
 
 load = Model.load

@@ -15,7 +15,7 @@ from runtime.answer import Answer, Stats
 from runtime.conversation import Conversation, Turn
 from runtime.errors import OptionError, PromptError
 from runtime.generation import Sequence
-from runtime.model import Images, Model, Picture
+from runtime.loaded import Images, LoadedBundle, Picture
 from runtime.options import DEFAULT_MAX_NEW_TOKENS, AnswerOptions
 
 
@@ -49,13 +49,13 @@ class Session:
         prompt: str | None = None,
         *,
         bundle: str | Path | None = None,
-        model: Model | None = None,
+        model: LoadedBundle | None = None,
         system: str | None = None,
         **options: Any,  # noqa: ANN401 - checked by AnswerOptions
     ) -> None:
         self._options = AnswerOptions().changed(options)
         if model is None:
-            model = Model.load(bundle)
+            model = LoadedBundle.load(bundle)
         elif bundle is not None:
             raise OptionError("expected either bundle or model, got both: a model has its bundle already")
         self._model = model

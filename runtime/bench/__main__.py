@@ -24,7 +24,7 @@ from runtime.console.console import Console
 from runtime.console.files import replaced
 from runtime.console.run import make_parser, run
 from runtime.errors import MonoedgeError, OptionError
-from runtime.model import BUNDLE_VARIABLE
+from runtime.loaded import BUNDLE_VARIABLE
 
 _DESCRIPTION = """\
 Measures a bundle: time to load, time to first token, prefill and decode in tokens a second, memory. Each prompt is

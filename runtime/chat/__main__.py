@@ -13,7 +13,8 @@ from runtime.chat.terminal import Terminal
 from runtime.console.run import make_parser, run
 from runtime.errors import OptionError
 from runtime.images.load import load_image
-from runtime.model import BUNDLE_VARIABLE, Model, load
+from runtime.loaded import BUNDLE_VARIABLE
+from runtime.model import Model, load
 from runtime.options import DEFAULT_MAX_NEW_TOKENS, AnswerOptions
 
 _DESCRIPTION = """\
