@@ -15,7 +15,8 @@ from runtime.conversation import Prompt
 from runtime.generation import Sequence
 from runtime.options import AnswerOptions
 from runtime.sampling import Sampler
-from runtime.text.tokenizer import StreamDecoder, Tokenizer
+from runtime.text.streaming import AnswerText
+from runtime.text.tokenizer import Tokenizer
 
 
 @dataclass
@@ -74,7 +75,7 @@ class Answer:
         self._sequence, self._stop_ids = sequence, stop_ids
         self._max_new_tokens, self._preparation = max_new_tokens, preparation
         self._sampler = Sampler(options)
-        self._text = _AnswerText(tokenizer, options.stops)
+        self._text = AnswerText(tokenizer, options.stops)
         self._pieces: list[str] = []
         self._logits: list[npt.NDArray[np.float32]] | None = [] if options.return_logits else None
         self._cancelled = threading.Event()
@@ -170,45 +171,3 @@ class Answer:
     def _give(self, piece: str) -> None:
         if piece:
             self._pieces.append(piece)
-
-
-class _AnswerText:
-    """Token ids to the text of an answer: stripped, and cut before a stop string.
-
-    Text that may turn out to be white space at the end, or the beginning of a stop string, is held back.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...]) -> None:
-        self._decoder = StreamDecoder(tokenizer)
-        self._stops = stops
-        self._held = ""
-        self._started = False
-        self.stopped = False
-
-    def push(self, token_id: int) -> str:
-        """The text that is certain now."""
-        return self._take(self._decoder.push(token_id), last=False)
-
-    def finish(self) -> str:
-        """The text that was still held back."""
-        return "" if self.stopped else self._take(self._decoder.finish(), last=True)
-
-    def _take(self, text: str, last: bool) -> str:
-        self._held += text
-        if not self._started:
-            # The official code strips answers; a stop string is looked for in what is left.
-            self._held = self._held.lstrip()
-        found = [place for place in map(self._held.find, self._stops) if place >= 0]
-        if found:
-            self.stopped, last = True, True
-            self._held = self._held[: min(found)]
-        keep = 0 if last else max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        certain = self._held[: len(self._held) - keep].rstrip()
-        self._held = "" if last else self._held[len(certain) :]
-        self._started = self._started or bool(certain)
-        return certain
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` with which ``stop`` begins."""
-    return next(size for size in range(min(len(text), len(stop) - 1), -1, -1) if text.endswith(stop[:size]))

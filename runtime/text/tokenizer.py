@@ -34,7 +34,7 @@ IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>"
 SPACE = "▁"
 """How a SentencePiece model writes a space."""
 
-_CLEANUP = (
+CLEANUP = (
     (" .", "."),
     (" ?", "?"),
     (" !", "!"),
@@ -48,7 +48,8 @@ _CLEANUP = (
 )
 """What the official tokenizer replaces in every decoded text, one after the other."""
 
-_EACH_BYTE = "monoedge.replace-each-byte"
+EACH_BYTE = "monoedge.replace-each-byte"
+"""How invalid UTF-8 is decoded: a U+FFFD for each byte."""
 
 
 def _replace_one_byte(error: UnicodeError) -> tuple[str, int]:
@@ -58,7 +59,7 @@ def _replace_one_byte(error: UnicodeError) -> tuple[str, int]:
 
 
 # Python's own "replace" takes a whole truncated sequence as one error; sentencepiece counts its bytes.
-codecs.register_error(_EACH_BYTE, _replace_one_byte)
+codecs.register_error(EACH_BYTE, _replace_one_byte)
 
 
 def byte_token(byte: int) -> str:
@@ -174,7 +175,7 @@ class Tokenizer:
         return token_id
 
     def _text(self, ids: Iterable[int]) -> str:
-        return b"".join(map(self.bytes_of, ids)).decode("utf-8", _EACH_BYTE)
+        return b"".join(map(self.bytes_of, ids)).decode("utf-8", EACH_BYTE)
 
     def _text_with_special(self, ids: Iterable[int]) -> str:
         """Ids below the image tokens: the official code puts a space before what precedes a special token."""
@@ -190,53 +191,7 @@ class Tokenizer:
         return _clean(text + self._text(run))
 
 
-class StreamDecoder:
-    """Decodes an answer token by token: its pieces together are `tokenizer.decode` of all ids.
-
-    A piece is given out only when no later token can change it: an incomplete character waits for its bytes,
-    and a space at the end for what follows it.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._bytes_of = tokenizer.bytes_of
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(_EACH_BYTE)
-        self._cleanup = [_StreamingReplace(old, new) for old, new in _CLEANUP]
-
-    def push(self, token_id: int) -> str:
-        """The text that is certain with this token and was not before; possibly none."""
-        text = self._utf8.decode(self._bytes_of(token_id))
-        for replace in self._cleanup:
-            text = replace.push(text)
-        return text
-
-    def finish(self) -> str:
-        """The text that was still held back."""
-        text = self._utf8.decode(b"", final=True)
-        for replace in self._cleanup:
-            text = replace.push(text) + replace.finish()
-        return text
-
-
-class _StreamingReplace:
-    """`str.replace` of a text that comes in parts: holds back what may be the beginning of `old`."""
-
-    def __init__(self, old: str, new: str) -> None:
-        self._old = old
-        self._new = new
-        self._held = ""
-
-    def push(self, text: str) -> str:
-        *replaced, rest = (self._held + text).split(self._old)
-        held = next(size for size in range(len(self._old) - 1, -1, -1) if rest.endswith(self._old[:size]))
-        self._held = self._old[:held]
-        return self._new.join([*replaced, rest.removesuffix(self._held)])
-
-    def finish(self) -> str:
-        held, self._held = self._held, ""
-        return held
-
-
 def _clean(text: str) -> str:
-    for old, new in _CLEANUP:
+    for old, new in CLEANUP:
         text = text.replace(old, new)
     return text

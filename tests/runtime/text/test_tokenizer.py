@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from export.checkpoint.tokenizer import convert
 from runtime.errors import BundleError, PromptError
-from runtime.text.tokenizer import StreamDecoder, Tokenizer
+from runtime.text.streaming import StreamDecoder
+from runtime.text.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).resolve().parents[2] / "data/golden"
 TINY = GOLDEN / "tiny-v1/checkpoint"
