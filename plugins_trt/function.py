@@ -43,7 +43,7 @@ ACCURACY_LEVEL = 4
 170 times as long (2 cores with AVX-512 VNNI, one matrix [16384, 2048] in blocks of 128)."""
 
 _GATHER = """
-    minus_one = Constant <value_ints = [-1]> ()
+    minus_one = Constant <value = int64[1] {-1}> ()
     width = Shape <start = -1> (hidden_states)
     rows_shape = Concat <axis = 0> (minus_one, width)
     rows = Reshape (hidden_states, rows_shape)
@@ -71,7 +71,7 @@ _SCATTER = """
 # Where all rows belong to one expert. Gemm takes two dimensions; MatMulNBits takes them all.
 _BY_ROWS = (
     """
-    minus_one = Constant <value_ints = [-1]> ()
+    minus_one = Constant <value = int64[1] {{-1}}> ()
     width = Shape <start = -1> (hidden_states)
     rows_shape = Concat <axis = 0> (minus_one, width)
     {e}_rows = Reshape (hidden_states, rows_shape)

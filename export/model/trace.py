@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
@@ -188,6 +189,7 @@ def _finish(
         RemoveUnusedNodesPass(),
     ):
         simplify(model)
+    _constants_as_tensors(graph)
     _name_by_place(graph)
     _drop_traces(model)
     proto = ir.to_proto(model)
@@ -197,6 +199,16 @@ def _finish(
     del proto.functions[:]
     proto.functions.extend(function.bodies(used))
     return Graph(proto, weights_file, tuple(slots))
+
+
+def _constants_as_tensors(graph: ir.Graph) -> None:
+    """Gives constants their values as tensors: of ``value_floats`` and the like, polygraphy makes float64."""
+    for node in graph:
+        if node.op_type == "Constant" and "value" not in node.attributes:
+            (attribute,) = node.attributes.values()
+            kind = np.int64 if attribute.type in (ir.AttributeType.INT, ir.AttributeType.INTS) else np.float32
+            node.attributes.clear()
+            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(np.array(attribute.value, kind)))
 
 
 def _name_by_place(graph: ir.Graph) -> None:

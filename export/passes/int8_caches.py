@@ -53,19 +53,19 @@ _BODY = """
       > (rows, "", "", past_key, past_value, last_key, length, cos, sin, "", "", "", key_scale, value_scale)
     }},
     else_branch = widened () => ({results}) {{
-      sizes = Constant <value_ints = [{query_size}, {kv_size}, {kv_size}]> ()
+      sizes = Constant <value = int64[3] {{{query_size}, {kv_size}, {kv_size}}}> ()
       plain_query, plain_key, value = Split <axis = 2> (rows, sizes)
       query = {ours}.RotaryEmbedding <num_heads = {heads}> (plain_query, positions, cos, sin)
       key = {ours}.RotaryEmbedding <num_heads = {kv_heads}> (plain_key, positions, cos, sin)
-      all = Constant <value_ints = [-1]> ()
+      all = Constant <value = int64[1] {{-1}}> ()
       key_step = Reshape (key_scale, all)
       value_step = Reshape (value_scale, all)
       key_ratio = Div (key, key_step)
       value_ratio = Div (value, value_step)
       key_nearest = Round (key_ratio)
       value_nearest = Round (value_ratio)
-      lowest = Constant <value_float = {lowest}> ()
-      largest = Constant <value_float = {largest}> ()
+      lowest = Constant <value = float {{{lowest}}}> ()
+      largest = Constant <value = float {{{largest}}}> ()
       key_number = Clip (key_nearest, lowest, largest)
       value_number = Clip (value_nearest, lowest, largest)
       key_seen = Mul (key_number, key_step)
@@ -77,7 +77,7 @@ _BODY = """
       attended, key_unused, value_unused = {ours}.GroupQueryAttention <
           num_heads = {heads}, kv_num_heads = {kv_heads}, scale: float = @scale
       > (query, key_seen, value_seen, past_key_seen, past_value_seen, last_key, length)
-      by_head = Constant <value_ints = [0, 0, {kv_heads}, {head_dim}]> ()
+      by_head = Constant <value = int64[4] {{0, 0, {kv_heads}, {head_dim}}}> ()
       key_int8 = Cast <to = 3> (key_number)
       value_int8 = Cast <to = 3> (value_number)
       key_by_row = Reshape (key_int8, by_head)

@@ -13,9 +13,9 @@ from export.passes.nodes import Known, attributes, written
 _BODY = """
     wide = Cast <to = 1> (x)
     squares = Mul (wide, wide)
-    last = Constant <value_ints = [-1]> ()
+    last = Constant <value = int64[1] {{-1}}> ()
     mean = ReduceMean <keepdims = 1> (squares, last)
-    epsilon = Constant <value_float = {epsilon!r}> ()
+    epsilon = Constant <value = float {{{epsilon!r}}}> ()
     shifted = Add (mean, epsilon)
     root = Sqrt (shifted)
     unit = Div (wide, root)

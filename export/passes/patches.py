@@ -15,13 +15,13 @@ from runtime.errors import BundleError
 _GIVEN = ("strides", "pads", "dilations", "kernel_shape")
 
 _BODY = """
-    cut = Constant <value_ints = [-1, {channels}, {rows}, {k}, {columns}, {k}]> ()
+    cut = Constant <value = int64[6] {{-1, {channels}, {rows}, {k}, {columns}, {k}}}> ()
     windows = Reshape (x, cut)
     patches = Transpose <perm = [0, 2, 4, 1, 3, 5]> (windows)
-    flat = Constant <value_ints = [-1, {width}]> ()
+    flat = Constant <value = int64[2] {{-1, {width}}}> ()
     matrix = Reshape (patches, flat)
     product = Gemm <transB = 1> (matrix, kernel, bias)
-    places = Constant <value_ints = [-1, {rows}, {columns}, {out}]> ()
+    places = Constant <value = int64[4] {{-1, {rows}, {columns}, {out}}}> ()
     image = Reshape (product, places)
     y = Transpose <perm = [0, 3, 1, 2]> (image)
 """

@@ -13,7 +13,7 @@ from export.passes.nodes import attributes, written
 _ROWS = """
     cos_rows = Gather <axis = 0> (cos, positions)
     sin_rows = Gather <axis = 0> (sin, positions)
-    heads = Constant <value_ints = [1]> ()
+    heads = Constant <value = int64[1] {1}> ()
     c = Unsqueeze (cos_rows, heads)
     s = Unsqueeze (sin_rows, heads)
 """
