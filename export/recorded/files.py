@@ -1,24 +1,22 @@
-"""The recorded set as other programs take it: polygraphy, which wants every input, and trtexec, which reads raw files.
+"""The recorded set for other programs: polygraphy, which takes every input in JSON, and trtexec, which reads raw files.
 
-Polygraphy knows bfloat16 only as a tensor of torch, and stores one as torch does. A bundle holds no such file; trtexec
-fills caches, which no file names, with numbers of its own, which nothing of a first call sees.
+trtexec fills caches, which no file is given for, with numbers of its own; a first call sees none of them.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from export.engines.target import TARGETS
-from export.recorded import format as form
 from export.recorded.compare import limit
-from export.recorded.format import Array, Recording, Values, empty_caches
+from export.recorded.format import GRAPHS, Array, Recording, empty_caches, narrow
 from runtime.backends.graph import INPUTS_EMBEDS
 from runtime.backends.plugin_library import VARIABLE
+from runtime.bundle.engines import FLAVOURS
 from runtime.bundle.manifest import DECODER_GRAPH, EngineRecord
 from runtime.bundle.reader import Bundle
 from runtime.console.files import new_folder
@@ -28,14 +26,14 @@ _WITH_PLUGIN = (
     "import sys, {module}; {module}.get_plugin_registry().load_library(sys.argv.pop(1)); "
     "from polygraphy.tools import main; main()"
 )
-"""Polygraphy with our plugins registered: its ``--plugins`` opens a library, which registers none of this kind."""
+"""Polygraphy with our plugins registered: its ``--plugins`` opens a library, but registers no plugins such as ours."""
 
 
 def choose_length(bundle: Bundle, recording: Recording, named: int | None) -> int:
-    """How many tokens the caches are to hold: by default those of the bundle's engines, or of the first recorded call.
+    """Chooses how many tokens the caches hold: by default those of the bundle's engines, or of the first recorded call.
 
     Raises:
-        OptionError: fewer than the call has, or more than the bundle takes.
+        OptionError: ``named`` is less than the call has, or more than the bundle takes.
     """
     call = recording[DECODER_GRAPH][0]
     tokens, most = call.inputs[INPUTS_EMBEDS].shape[1], bundle.manifest.model.max_length
@@ -49,35 +47,52 @@ def choose_length(bundle: Bundle, recording: Recording, named: int | None) -> in
     return named
 
 
-def write(bundle: Bundle, recording: Recording, max_length: int, folder: Path) -> None:
-    """Writes the first call of each graph, the decoder's with empty caches.
+def write(
+    bundle: Bundle, recording: Recording, max_length: int, folder: Path, to_bfloat16: Callable[[Array], Any]
+) -> None:
+    """Writes the first call of each graph, the decoder's with empty caches. Needs polygraphy.
+
+    Args:
+        bundle: an opened bundle.
+        recording: its recorded set.
+        max_length: tokens that the empty caches hold.
+        folder: where to; it is made.
+        to_bfloat16: makes of an array what polygraphy takes in a bf16 bundle, float32 as bfloat16.
 
     Raises:
-        OptionError: the folder is there already.
+        OptionError: the folder exists.
         MonoedgeError: it cannot be written.
     """
+    from polygraphy.comparator import IterationResult, RunResults
+    from polygraphy.json import save_json
+
     model, precision = bundle.manifest.model, bundle.manifest.precision
+
+    def stored(array: Array) -> Array:
+        return narrow(array, precision) if array.dtype == np.float32 else array
+
     with new_folder(folder) as partial:
-        for graph, stem in form.GRAPHS.items():
+        for graph in GRAPHS:
             call = recording[graph][0]
-            inputs = dict(call.inputs)
-            for name, array in inputs.items():
-                _stored(array, precision).tofile(partial / _raw(stem, name))
-            if graph == DECODER_GRAPH:
-                inputs |= empty_caches(model, max_length)
-            (partial / f"{stem}.inputs.json").write_bytes(_inputs_json(inputs, precision))
-            (partial / f"{stem}.outputs.json").write_bytes(form.outputs_json([call.outputs], "recorded"))
+            for name, array in call.inputs.items():
+                stored(array).tofile(partial / _raw(graph, name))
+            inputs = call.inputs | (empty_caches(model, max_length) if graph == DECODER_GRAPH else {})
+            convert = to_bfloat16 if precision == "bf16" else stored
+            feed = {name: convert(array) for name, array in inputs.items()}
+            save_json([feed], str(partial / _json(graph, "inputs")))
+            result = IterationResult(call.outputs, runner_name="recorded")
+            save_json(RunResults([("recorded", [result])]), str(partial / _json(graph, "outputs")))
 
 
 def commands(bundle: Bundle, recording: Recording, max_length: int, folder: Path) -> list[str]:
-    """Lines for a shell that use the files: polygraphy on the graphs where a CPU runs them, both on the engines."""
+    """Returns shell commands that use the files: polygraphy on graphs that a CPU runs, both programs on engines."""
     lines = []
     if bundle.manifest.precision != "bf16":
-        for graph in form.GRAPHS:
+        for graph in GRAPHS:
             words = ["polygraphy", "run", str(bundle.path(graph)), "--onnxrt", *_compared(bundle, graph, folder)]
             lines.append(shlex.join(words))
     for name, record in bundle.manifest.engines.items():
-        if record.graph in form.GRAPHS and record.max_length == max_length and record.max_batch == 1:
+        if record.graph in GRAPHS and record.max_length == max_length and record.max_batch == 1:
             lines.append(_polygraphy(bundle, name, record, folder))
             if record.target != "trt-rtx":
                 lines.append(_trtexec(bundle, recording, name, record, folder))
@@ -85,24 +100,23 @@ def commands(bundle: Bundle, recording: Recording, max_length: int, folder: Path
 
 
 def _compared(bundle: Bundle, graph: str, folder: Path) -> list[str]:
-    files = (folder / f"{form.GRAPHS[graph]}.{kind}.json" for kind in ("inputs", "outputs"))
-    options = zip(("--load-inputs", "--load-outputs"), map(str, files), strict=True)
-    threshold = f"{limit(bundle.manifest):.0f}"
-    return [*(word for option in options for word in option), "--compare", "snr", "--snr-threshold", threshold]
+    inputs, outputs = (str(folder / _json(graph, kind)) for kind in ("inputs", "outputs"))
+    loaded = ["--load-inputs", inputs, "--load-outputs", outputs]
+    return [*loaded, "--compare", "snr", "--snr-threshold", f"{limit(bundle.manifest):.0f}"]
 
 
 def _polygraphy(bundle: Bundle, name: str, record: EngineRecord, folder: Path) -> str:
     words = ["run", str(bundle.path(name)), "--trt", "--model-type", "engine", *_compared(bundle, record.graph, folder)]
     rest = f"polygraphy {shlex.join(words)}"
-    module = TARGETS[record.target].module
     if record.plugin_sha256:
+        module = next(flavour.module for flavour in FLAVOURS if record.target in flavour.targets)
         program = _WITH_PLUGIN.format(module=module)
         rest = f'python -c {shlex.quote(program)} "${VARIABLE}" {shlex.join(words)}'
     return ("POLYGRAPHY_USE_TENSORRT_RTX=1 " if record.target == "trt-rtx" else "") + rest
 
 
 def _trtexec(bundle: Bundle, recording: Recording, name: str, record: EngineRecord, folder: Path) -> str:
-    stem, inputs = form.GRAPHS[record.graph], recording[record.graph][0].inputs
+    inputs = recording[record.graph][0].inputs
     shapes = {given: array.shape for given, array in inputs.items()}
     if record.graph == DECODER_GRAPH:
         shapes |= {past: cache.shape for past, cache in empty_caches(bundle.manifest.model, record.max_length).items()}
@@ -110,33 +124,16 @@ def _trtexec(bundle: Bundle, recording: Recording, name: str, record: EngineReco
         "trtexec",
         f"--loadEngine={bundle.path(name)}",
         "--shapes=" + ",".join(f"{given}:{'x'.join(map(str, shape))}" for given, shape in shapes.items()),
-        "--loadInputs=" + ",".join(f"{given}:{folder / _raw(stem, given)}" for given in inputs),
-        f"--exportOutput={folder / f'{stem}.trtexec.json'}",
+        "--loadInputs=" + ",".join(f"{given}:{folder / _raw(record.graph, given)}" for given in inputs),
+        f"--exportOutput={folder / _json(record.graph, 'trtexec')}",
     ]
     plugin = [f'--staticPlugins="${VARIABLE}"'] if record.plugin_sha256 else []
     return " ".join([*map(shlex.quote, words), *plugin])
 
 
-def _raw(stem: str, name: str) -> str:
-    return f"{stem}.{name}.bin"
+def _json(graph: str, kind: str) -> str:
+    return f"{Path(graph).stem}.{kind}.json"
 
 
-def _stored(array: Array, precision: str) -> Array:
-    return form.narrow(array, precision) if array.dtype == np.float32 else array
-
-
-def _inputs_json(inputs: Values, precision: str) -> bytes:
-    if precision != "bf16":
-        kind = {"fp32": np.float32, "fp16": np.float16}[precision]
-        return form.inputs_json(
-            [{name: array.astype(kind) if array.dtype == np.float32 else array for name, array in inputs.items()}]
-        )
-    import torch
-
-    values = {}
-    for name, array in inputs.items():
-        tensor = torch.from_numpy(array)
-        file = io.BytesIO()
-        torch.save(tensor.bfloat16() if array.dtype == np.float32 else tensor, file)
-        values[name] = {"tensor": base64.b64encode(file.getvalue()).decode(), form.CLASS: "Tensor"}
-    return form.dump([values])
+def _raw(graph: str, name: str) -> str:
+    return f"{Path(graph).stem}.{name}.bin"

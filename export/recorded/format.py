@@ -1,18 +1,14 @@
-"""The recorded set of a bundle: inputs of its graphs, and what ONNX Runtime's outputs were, in polygraphy's JSON.
+"""The recorded set of a bundle: inputs of its graphs, and what ONNX Runtime's outputs were.
 
-Polygraphy's arrays are files of numpy in base64 (its ``polygraphy/json/serde.py``); they are written and read here
-without it, and without pickle. The decoder's calls are those of one sequence in order, on the caches that the calls
-before left: a prompt with an image, then tokens one by one. Caches are not recorded, since a call sees nothing of them
-but what the calls before wrote.
+The decoder's calls are those of one sequence in order: a prompt with an image, then tokens one by one. Each call works
+on the caches that the calls before left. Caches are not recorded, since a call sees nothing of them but what the calls
+before wrote.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,34 +35,23 @@ from runtime.errors import BundleError
 Array = npt.NDArray[Any]
 Values = dict[str, Array]
 
+CALLS = f"{RECORDING}/calls.npz"
+"""The arrays of all calls, by names as ``decoder.onnx/0/inputs/inputs_embeds``."""
+
 MADE_OF = f"{RECORDING}/made_of.json"
 """Which files were recorded, by their SHA-256, and what ran them."""
 
-GRAPHS = {VISION_GRAPH: "vision", DECODER_GRAPH: "decoder"}
-"""The graphs, and what their recorded files begin with."""
+FILES = (CALLS, MADE_OF)
+GRAPHS = (VISION_GRAPH, DECODER_GRAPH)
 
 _NUMPY = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
-CLASS = "polygraphy_class"
-
-
-def inputs_file(graph: str) -> str:
-    """Polygraphy's ``--load-inputs``."""
-    return f"{RECORDING}/{GRAPHS[graph]}.inputs.json"
-
-
-def outputs_file(graph: str) -> str:
-    """Polygraphy's ``--load-outputs``."""
-    return f"{RECORDING}/{GRAPHS[graph]}.outputs.json"
-
-
-FILES = (*(name(graph) for graph in GRAPHS for name in (inputs_file, outputs_file)), MADE_OF)
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a graph: its inputs but the caches, and its outputs but the caches.
+    """One call of a graph: its inputs and outputs without the caches.
 
-    Numbers are in float32, those of inputs such as the bundle's number format has them.
+    Numbers are float32; those of inputs are rounded to the bundle's number format.
     """
 
     inputs: Values
@@ -78,94 +63,60 @@ Recording = dict[str, list[Call]]
 
 
 def rounded(values: Array, precision: str) -> npt.NDArray[np.float32]:
-    """float32 numbers as a number format has them."""
+    """Rounds float32 numbers to a number format; the result is float32 again."""
     return values.astype(_NUMPY[precision]).astype(np.float32)
 
 
 def narrow(values: Array, precision: str) -> Array:
-    """float32 numbers as backends take and give them, in ``PRECISIONS[precision]``."""
+    """Converts float32 numbers to what backends take and give, ``PRECISIONS[precision]``."""
     return values.astype(_NUMPY[precision]).view(PRECISIONS[precision])
 
 
 def wide(values: Array, precision: str) -> npt.NDArray[np.float32]:
-    """The inverse of ``narrow``."""
+    """Converts what ``narrow`` gave back to float32."""
     array: npt.NDArray[np.float32] = np.ascontiguousarray(values).view(_NUMPY[precision]).astype(np.float32)
     return array
 
 
 def empty_caches(model: ModelFacts, capacity: int) -> Values:
-    """The decoder's inputs for caches that hold nothing yet; one array for all of them."""
+    """Returns the decoder's inputs for caches that hold nothing yet; one array for all of them."""
     cache = np.zeros((1, model.num_key_value_heads, capacity, model.head_dim), np.float32)
     return {PAST + name: cache for name in cache_names(model.num_hidden_layers)}
 
 
-# Polygraphy's JSON ----------------------------------------------------------------------------------------------------
-
-
-def inputs_json(calls: list[Values]) -> bytes:
-    """A list of feed dictionaries."""
-    return dump([{name: _encode(array) for name, array in values.items()} for values in calls])
-
-
-def outputs_json(calls: list[Values], runner: str) -> bytes:
-    """``RunResults`` of one runner; outputs in the order of the graph."""
-    results = [
-        {
-            "outputs": {name: {"values": _encode(array), CLASS: "LazyArray"} for name, array in values.items()},
-            "runtime": None,
-            "runner_name": runner,
-            CLASS: "IterationResult",
-        }
-        for values in calls
-    ]
-    return dump({"lst": [[runner, results]], CLASS: "RunResults"})
-
-
-def dump(values: object) -> bytes:
-    """JSON as it is stored."""
-    return (json.dumps(values, indent=1) + "\n").encode()
-
-
-def _encode(array: Array) -> dict[str, str]:
-    file = io.BytesIO()
-    np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
-    return {"array": base64.b64encode(file.getvalue()).decode(), CLASS: "ndarray"}
-
-
-def _decode(value: Mapping[str, str]) -> Array:
-    file = io.BytesIO(base64.b64decode(value["array"], validate=True))
-    array: Array = np.lib.format.read_array(file, allow_pickle=False)
-    return array
-
-
-# In a bundle ----------------------------------------------------------------------------------------------------------
-
-
 def to_files(recording: Recording, made_of: dict[str, str], runner: str) -> dict[str, bytes]:
-    """The files of a recorded set by their names in the bundle.
+    """Returns the files of a recorded set by their names in the bundle; equal sets give equal bytes.
 
     Args:
         recording: what was recorded.
         made_of: the SHA-256 of each graph and its weights.
         runner: what ran them, with its version.
     """
-    files = {}
-    for graph, calls in recording.items():
-        files[inputs_file(graph)] = inputs_json([call.inputs for call in calls])
-        files[outputs_file(graph)] = outputs_json([call.outputs for call in calls], runner)
-    files[MADE_OF] = dump({"runner": runner, "sha256": made_of})
-    return files
+    arrays = {
+        f"{graph}/{index}/{kind}/{name}": array
+        for graph, calls in recording.items()
+        for index, call in enumerate(calls)
+        for kind, values in vars(call).items()
+        for name, array in values.items()
+    }
+    file = io.BytesIO()
+    # numpy dates all members 1980.
+    np.savez(file, **arrays)
+    facts = json.dumps({"runner": runner, "sha256": made_of}, indent=1) + "\n"
+    return {CALLS: file.getvalue(), MADE_OF: facts.encode()}
 
 
 def made_of(manifest: Manifest) -> dict[str, str]:
-    """The files that a recorded set depends on, by their SHA-256."""
+    """Returns the SHA-256 of the files that a recorded set depends on."""
     return {name: manifest.files[name].sha256 for graph in GRAPHS for name in (graph, WEIGHTS[graph])}
 
 
 def why_missing(bundle: Bundle) -> str | None:
-    """Why a bundle has no recorded set that can be compared with; None if it has one."""
-    if any(name not in bundle.manifest.files for name in FILES):
+    """Returns why a bundle has no recorded set that can be compared with; None if it has one."""
+    if MADE_OF not in bundle.manifest.files:
         return "the bundle has no recorded set"
+    if CALLS not in bundle.manifest.files:
+        return "the bundle's recorded set is in the form of an older monoedge"
     try:
         recorded = json.loads(bundle.path(MADE_OF).read_text(encoding="utf-8"))["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -175,45 +126,42 @@ def why_missing(bundle: Bundle) -> str | None:
     return None
 
 
+def command(bundle: Bundle) -> str:
+    """Returns the command that records a bundle."""
+    return f"python -m export.recording --bundle {bundle.folder}"
+
+
 def read(bundle: Bundle) -> Recording:
-    """The recorded set of a bundle, its hashes compared with the manifest's.
+    """Reads the recorded set of a bundle, and compares its hash with the manifest's.
 
     Raises:
         BundleError: there is none, or it is damaged.
     """
     if reason := why_missing(bundle):
-        raise BundleError(f"{bundle.folder}: {reason}; this makes one: {command(bundle)}")
-    return {graph: _read_graph(bundle, graph) for graph in GRAPHS}
-
-
-def command(bundle: Bundle) -> str:
-    """What records a bundle."""
-    return f"python -m export.recording --bundle {bundle.folder}"
-
-
-def _read_graph(bundle: Bundle, graph: str) -> list[Call]:
-    for name in (inputs_file(graph), outputs_file(graph)):
-        if sha256_of(bundle.path(name)) != bundle.manifest.files[name].sha256:
-            raise _damaged(bundle, name, "its SHA-256 is not the manifest's")
+        again = " again" if MADE_OF in bundle.manifest.files else ""
+        raise BundleError(f"{bundle.folder}: {reason}: record it{again} with: {command(bundle)}")
+    if sha256_of(bundle.path(CALLS)) != bundle.manifest.files[CALLS].sha256:
+        raise _damaged(bundle, CALLS, "its SHA-256 is not the manifest's")
+    recording: Recording = {graph: [] for graph in GRAPHS}
     try:
-        given = json.loads(bundle.path(inputs_file(graph)).read_text(encoding="utf-8"))
-        ((_, results),) = json.loads(bundle.path(outputs_file(graph)).read_text(encoding="utf-8"))["lst"]
-        calls = [
-            Call(
-                {name: _decode(value) for name, value in values.items()},
-                {name: _decode(value["values"]) for name, value in result["outputs"].items()},
-            )
-            for values, result in zip(given, results, strict=True)
-        ]
-        _check(calls, graph, bundle.manifest)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
-        raise _damaged(bundle, graph, error) from None
-    return calls
+        with np.load(bundle.path(CALLS), allow_pickle=False) as arrays:
+            for key, array in arrays.items():
+                graph, index, kind, name = key.split("/")
+                if int(index) == len(recording[graph]):
+                    recording[graph].append(Call({}, {}))
+                vars(recording[graph][int(index)])[kind][name] = array
+        for graph, calls in recording.items():
+            _check(calls, graph, bundle.manifest)
+    except Exception as error:  # numpy and zipfile raise a dozen types for damaged files
+        raise _damaged(bundle, CALLS, error) from None
+    return recording
 
 
 def _check(calls: list[Call], graph: str, manifest: Manifest) -> None:
-    """Names, shapes and types, and that the decoder's calls follow each other."""
+    """Checks names, shapes and types, and that the decoder's calls follow each other."""
     model, image, tokens = manifest.model, manifest.image, 0
+    if not calls:
+        raise ValueError(f"{graph} has no calls")
     inputs: dict[str, tuple[tuple[int, ...], type[np.generic]]]
     outputs: dict[str, tuple[tuple[int, ...], type[np.generic]]]
     for call in calls:
@@ -231,7 +179,7 @@ def _check(calls: list[Call], graph: str, manifest: Manifest) -> None:
             }
             outputs = {LOGITS: ((1, model.vocab_size), np.float32)}
             if not length or (call.inputs[POSITION_IDS] != tokens + np.arange(length)).any():
-                raise ValueError(f"a call has not the positions from {tokens} on")
+                raise ValueError(f"a call does not have the positions from {tokens} on")
             tokens += length
         for values, expected in ((call.inputs, inputs), (call.outputs, outputs)):
             found = {name: (array.shape, array.dtype) for name, array in values.items()}
@@ -241,6 +189,6 @@ def _check(calls: list[Call], graph: str, manifest: Manifest) -> None:
 
 def _damaged(bundle: Bundle, name: str, error: object) -> BundleError:
     return BundleError(
-        f"{bundle.folder}: the recorded set of {name} is damaged ({' '.join(str(error).split())}): record it again "
+        f"{bundle.folder}: {name} of the recorded set is damaged ({' '.join(str(error).split())}): record it again "
         f"with: {command(bundle)} --overwrite"
     )

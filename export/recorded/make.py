@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import onnxruntime as ort
 from export.recorded import format as form
 from export.recorded import run as recording_run
 from export.recorded.format import Call, Recording, Values, empty_caches, rounded, wide
-from export.writer import HashingFile, rewrite_manifest
+from export.writer import rewrite_manifest
 from runtime.backends.graph import (
     INPUTS_EMBEDS,
     LOGITS,
@@ -27,8 +27,9 @@ from runtime.backends.graph import (
     WRITE_INDICES,
 )
 from runtime.bundle.engines import WEIGHTS
-from runtime.bundle.manifest import CHAT_TEMPLATE, DECODER_GRAPH, RECORDING, TOKENIZER, VISION_GRAPH
+from runtime.bundle.manifest import CHAT_TEMPLATE, DECODER_GRAPH, RECORDING, TOKENIZER, VISION_GRAPH, FileRecord
 from runtime.bundle.reader import Bundle
+from runtime.console.files import replaced
 from runtime.conversation import Conversation
 from runtime.errors import BundleError
 from runtime.images.pixels import HostPixels, Pixels
@@ -37,32 +38,34 @@ from runtime.text.tokenizer import Tokenizer
 
 QUESTION = "What is in the picture, and what is left of it?"
 ANSWER = "A circle, in front of stripes."
-"""What is read after the prompt whether a model would say it or not: tokens known beforehand need one reading of the
-weights, and those that a model chose would hang on the last bit where two are near each other."""
+"""What is read after the prompt, whether or not a model would say it. Tokens known beforehand need one reading of the
+weights; those that a model chose would depend on the last bit where two are near each other."""
 
 STEPS = 8
 """Tokens of the answer that are read one by one."""
 
 
 def record(bundle: Bundle, progress: Callable[[int], object]) -> dict[str, bytes]:
-    """The files of a bundle's recorded set, by name.
+    """Records a bundle; returns the files of its recorded set, by name.
 
     Args:
         bundle: an opened bundle.
-        progress: called with the bytes of weights that were just worked through.
+        progress: called with the bytes of weights that were just read.
 
     Raises:
         BundleError: its tokenizer or template cannot be read, or it is made for a CPU.
         BackendError: ONNX Runtime cannot run a graph.
     """
     if bundle.manifest.by_expert:
-        raise BundleError(f"{bundle.folder} is made for ONNX Runtime on a CPU: no engine is built of it to compare")
+        raise BundleError(
+            f"{bundle.folder} is made for ONNX Runtime on a CPU: no engine is built from it, so nothing is recorded"
+        )
     recording, runner = _record(bundle, progress), f"onnxruntime {ort.__version__}, float32"
     return form.to_files(recording, form.made_of(bundle.manifest), runner)
 
 
 def weights_size(bundle: Bundle) -> int:
-    """Bytes of weights that recording works through."""
+    """Returns the bytes of weights that recording reads."""
     return sum(bundle.manifest.files[WEIGHTS[graph]].size for graph in form.GRAPHS)
 
 
@@ -100,7 +103,7 @@ def _record(bundle: Bundle, progress: Callable[[int], object]) -> Recording:
 
 
 def picture(size: int) -> npt.NDArray[np.uint8]:
-    """Stripes, a gradient and a circle, so that tiles, places and colours all count; [size, size, 3]."""
+    """Draws stripes, a gradient and a circle, so that tiles, places and colours all count; [size, size, 3]."""
     y, x = np.mgrid[:size, :size] * 448 // size
     red = np.where((x // 16) % 2, 224, 32)
     inside = (x - 260) ** 2 + (y - 180) ** 2 < 90**2
@@ -108,7 +111,7 @@ def picture(size: int) -> npt.NDArray[np.uint8]:
 
 
 def _tokens(bundle: Bundle, pixels: Pixels) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Ids and visual mask of the prompt and ``STEPS`` tokens after it, as far as the bundle takes tokens."""
+    """Returns ids and visual mask of the prompt and ``STEPS`` tokens after it, cut at the bundle's ``max_length``."""
     tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
     template = ChatTemplate.from_file(bundle.path(CHAT_TEMPLATE))
     conversation = Conversation(template, tokenizer, bundle.manifest.image.tokens_per_tile)
@@ -121,29 +124,22 @@ def _tokens(bundle: Bundle, pixels: Pixels) -> tuple[npt.NDArray[np.int64], npt.
 
 
 def put(bundle: Bundle, files: dict[str, bytes]) -> None:
-    """Puts a recorded set into a bundle that is in place. Whenever it is interrupted, the bundle opens.
+    """Puts a recorded set into a bundle that is in place. Wherever this is interrupted, the bundle still opens.
 
     Raises:
         BundleError: the bundle cannot be written.
     """
+    others = {name: item for name, item in bundle.manifest.files.items() if Path(name).parts[0] != RECORDING}
+    records = {name: FileRecord(len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()}
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{RECORDING}.partial-", dir=bundle.folder))
-        try:
-            records = {}
+        with replaced(bundle.path(RECORDING)) as folder:
+            folder.mkdir()
             for name, data in files.items():
-                file = HashingFile(folder / Path(name).name)
-                file.write(data)
-                file.close()
-                records[name] = file.record()
-            others = {name: item for name, item in bundle.manifest.files.items() if name not in form.FILES}
+                (folder / Path(name).name).write_bytes(data)
             # While files are replaced, the manifest names none of them.
             rewrite_manifest(bundle.folder, lambda manifest: replace(manifest, files=others))
             shutil.rmtree(bundle.path(RECORDING), ignore_errors=True)
-            folder.chmod(0o755)
-            folder.rename(bundle.path(RECORDING))
-            files_now = dict(sorted((others | records).items()))
-            rewrite_manifest(bundle.folder, lambda manifest: replace(manifest, files=files_now))
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        files_now = dict(sorted((others | records).items()))
+        rewrite_manifest(bundle.folder, lambda manifest: replace(manifest, files=files_now))
     except OSError as error:
         raise BundleError(f"{bundle.folder} cannot be written: {error.strerror}") from None

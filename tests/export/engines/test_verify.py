@@ -24,6 +24,7 @@ from runtime.backends.cuda.driver import Device
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, EngineRecord
 from runtime.bundle.reader import Bundle
+from runtime.console.console import SILENT, Console
 from runtime.errors import BackendError, BundleError
 
 from ..recorded.test_recording import without_recording
@@ -206,15 +207,16 @@ def plans(bundle: Path, files: dict[str, Path]) -> dict[str, tuple[Path, EngineR
     return {DECODER_GRAPH: (files["decoder.plan"], record)}
 
 
-def test_the_other_process(bundle: Path, files: dict[str, Path], plans: Plans) -> None:
+def test_the_other_process(
+    bundle: Path, files: dict[str, Path], plans: Plans, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The real one, which finds no GPU here."""
     if importlib.util.find_spec("pycuda") is not None:
         pytest.skip("pycuda is installed, so that an engine could be tried")
-    said: list[str] = []
-    engine_verify.verify(Bundle(bundle), plans, {}, files["so"], DEVICE, said.append)
-    assert said == [
-        "not checked: what the engine answers, since pycuda is not installed; this adds it: pip install pycuda"
-    ]
+    engine_verify.verify(Bundle(bundle), plans, {}, files["so"], DEVICE, Console())
+    assert capsys.readouterr().err == (
+        "not checked: what the engine answers, since pycuda is not installed; this adds it: pip install pycuda\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -229,4 +231,4 @@ def test_a_process_that_dies(
         engine_verify.subprocess, "run", lambda command, **options: run([sys.executable, "-c", program], **options)
     )
     with pytest.raises(BackendError, match=f"^the process that tries the engine ended with {told}"):
-        engine_verify.verify(Bundle(bundle), plans, {}, files["so"], DEVICE, lambda line: None)
+        engine_verify.verify(Bundle(bundle), plans, {}, files["so"], DEVICE, SILENT)

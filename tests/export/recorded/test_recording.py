@@ -10,8 +10,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import ml_dtypes
@@ -26,14 +28,14 @@ from export.recorded import format as recording_format
 from export.recorded import make as recording_make
 from export.recorded import run as recording_run
 from export.recorded.compare import LIMITS, compare, signal_to_noise
-from export.recorded.format import FILES, MADE_OF, made_of, read, why_missing
+from export.recorded.format import CALLS, FILES, MADE_OF, made_of, read, why_missing
 from export.recording import main
 from export.writer import rewrite_manifest
-from runtime.backends.graph import INPUTS_EMBEDS, LOGITS, PIXEL_VALUES, POSITION_IDS, VISUAL_EMBEDS, VISUAL_MASK
+from runtime.backends.graph import INPUTS_EMBEDS, LOGITS, PAST, PIXEL_VALUES, POSITION_IDS, VISUAL_EMBEDS, VISUAL_MASK
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.bundle.manifest import DECODER_GRAPH, MANIFEST, RECORDING, VISION_GRAPH, EngineRecord, FileRecord, Manifest
 from runtime.bundle.reader import Bundle, sha256_of
-from runtime.errors import BundleError, OptionError
+from runtime.errors import BundleError, MonoedgeError, OptionError
 
 ROOT = Path(__file__).resolve().parents[3]
 CHECKPOINT = ROOT / "tests/data/golden/tiny-v1/checkpoint"
@@ -153,7 +155,7 @@ def test_without_onnxruntime_the_export_goes_on(
 def test_an_older_bundle_is_recorded(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = read(Bundle(copy))
     without_recording(copy)
-    with pytest.raises(BundleError, match=r"has no recorded set; this makes one: python -m export\.recording"):
+    with pytest.raises(BundleError, match=r"has no recorded set: record it with: python -m export\.recording"):
         read(Bundle(copy, verify=True))
     main(["--bundle", str(copy)])
     after = read(Bundle(copy, verify=True))
@@ -166,6 +168,25 @@ def test_an_older_bundle_is_recorded(copy: Path, capsys: pytest.CaptureFixture[s
     main(["--bundle", str(copy), "--overwrite"])
     assert (copy / MADE_OF).stat().st_mtime_ns != stamp
     assert [item.name for item in copy.iterdir() if item.name.startswith(".")] == []
+
+
+def test_the_form_of_older_bundles_is_recorded_anew(copy: Path) -> None:
+    """They held polygraphy's JSON; it is gone afterwards."""
+    before = read(Bundle(copy))
+    old = f"{RECORDING}/decoder.inputs.json"
+    (copy / CALLS).rename(copy / old)
+    rewrite_manifest(
+        copy, lambda now: replace(now, files={old if name == CALLS else name: item for name, item in now.files.items()})
+    )
+    with pytest.raises(BundleError, match=r"older monoedge: record it again with: python -m export\.recording"):
+        read(Bundle(copy))
+    main(["--bundle", str(copy)])
+    bundle = Bundle(copy, verify=True)
+    assert old not in bundle.manifest.files
+    assert {file.name for file in (copy / RECORDING).iterdir()} == {Path(name).name for name in FILES}
+    np.testing.assert_array_equal(
+        read(bundle)[DECODER_GRAPH][0].outputs[LOGITS], before[DECODER_GRAPH][0].outputs[LOGITS]
+    )
 
 
 def test_other_weights_need_another_recording(copy: Path) -> None:
@@ -207,30 +228,63 @@ def test_a_bundle_opens_whenever_recording_stops(copy: Path, monkeypatch: pytest
         assert [item.name for item in copy.iterdir() if item.name.startswith(".")] == []
 
 
-DAMAGES = {
-    "not JSON": lambda text: text[:-9],
-    "other tensors": lambda text: text.replace(LOGITS, "logit"),
-    "not base64": lambda text: text.replace("k05VTVBZ", "????", 1),
-    "pickled": lambda text: text.replace('"ndarray"', '"Tensor"').replace('"array"', '"tensor"'),
-    "a call too few": lambda text: json.dumps(
-        {"lst": [["x", json.loads(text)["lst"][0][1][1:]]], "polygraphy_class": "RunResults"}
-    ),
+def kept(name: str) -> bool:
+    """Without the outputs of the decoder's last call."""
+    return not name.startswith(f"{DECODER_GRAPH}/{STEPS}/outputs")
+
+
+DAMAGES: dict[str, Callable[[dict[str, np.ndarray]], object]] = {
+    "not an archive": lambda arrays: arrays.clear(),
+    "other tensors": lambda arrays: arrays.update({f"{DECODER_GRAPH}/0/outputs/logit": np.zeros(1, np.float32)}),
+    "other graphs": lambda arrays: arrays.update({"head.onnx/0/inputs/x": np.zeros(1, np.float32)}),
+    "other shapes": lambda arrays: arrays.update({f"{DECODER_GRAPH}/0/outputs/{LOGITS}": np.zeros(1, np.float32)}),
+    "pickled": lambda arrays: arrays.update({f"{DECODER_GRAPH}/0/outputs/{LOGITS}": np.array([{}])}),
+    "a call too few": lambda arrays: [arrays.pop(name) for name in list(arrays) if not kept(name)],
+    "no calls": lambda arrays: [arrays.pop(name) for name in list(arrays) if name.startswith(VISION_GRAPH)],
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 @pytest.mark.parametrize("hashed", [False, True])
-def test_damaged(copy: Path, damage: object, hashed: bool) -> None:
+def test_damaged(copy: Path, damage: Callable[[dict[str, np.ndarray]], object], hashed: bool) -> None:
     """Told in one line whether or not whoever damaged it knew the manifest."""
-    name = recording_format.outputs_file(DECODER_GRAPH)
-    file = copy / name
-    file.write_text(damage(file.read_text()))  # type: ignore[operator]
+    file = copy / CALLS
+    with np.load(file) as stored:
+        arrays = dict(stored)
+    damage(arrays)
+    if arrays:
+        np.savez(file, **arrays)
+    else:
+        file.write_bytes(file.read_bytes()[:-9])
     record = FileRecord(file.stat().st_size, sha256_of(file) if hashed else "0" * 64)
-    rewrite_manifest(copy, lambda now: replace(now, files=now.files | {name: record}))
+    rewrite_manifest(copy, lambda now: replace(now, files=now.files | {CALLS: record}))
     bundle = Bundle(copy)
-    with pytest.raises(BundleError, match=r"the recorded set of .* is damaged .* --overwrite$") as caught:
+    with pytest.raises(BundleError, match=r"calls\.npz of the recorded set is damaged .* --overwrite$") as caught:
         read(bundle)
     assert "\n" not in str(caught.value)
+
+
+def test_numpy_reads_what_a_bundle_holds(tiny_v1_bundle: Path) -> None:
+    recording = read(Bundle(tiny_v1_bundle))
+    with np.load(tiny_v1_bundle / CALLS, allow_pickle=False) as arrays:
+        assert len(arrays.files) == 2 + (STEPS + 1) * 5
+        for graph, calls in recording.items():
+            for index, call in enumerate(calls):
+                for kind, values in (("inputs", call.inputs), ("outputs", call.outputs)):
+                    for name, array in values.items():
+                        np.testing.assert_array_equal(arrays[f"{graph}/{index}/{kind}/{name}"], array, strict=True)
+
+
+def test_equal_sets_are_equal_files(tiny_v1_bundle: Path) -> None:
+    """No time of day is in them."""
+    bundle = Bundle(tiny_v1_bundle)
+    runner = json.loads((tiny_v1_bundle / MADE_OF).read_text())["runner"]
+    files = recording_format.to_files(read(bundle), made_of(bundle.manifest), runner)
+    assert {name: sha256(data).hexdigest() for name, data in files.items()} == {
+        name: bundle.manifest.files[name].sha256 for name in FILES
+    }
+    with zipfile.ZipFile(tiny_v1_bundle / CALLS) as archive:
+        assert {item.date_time for item in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
 def test_numbers_survive_both_ways() -> None:
@@ -251,18 +305,32 @@ def polygraphy() -> None:
         pytest.skip("polygraphy is not installed")
 
 
-def test_polygraphy_reads_what_a_bundle_holds(polygraphy: None, tiny_v1_bundle: Path) -> None:
+def test_polygraphy_reads_what_is_written_for_it(polygraphy: None, tiny_v1_bundle: Path, tmp_path: Path) -> None:
     from polygraphy.comparator import RunResults
     from polygraphy.json import load_json
 
-    for graph, calls in read(Bundle(tiny_v1_bundle)).items():
-        inputs = load_json(str(tiny_v1_bundle / recording_format.inputs_file(graph)))
-        ((_, outputs),) = RunResults.load(str(tiny_v1_bundle / recording_format.outputs_file(graph))).items()
-        for call, given, result in zip(calls, inputs, outputs, strict=True):
-            for expected, got in ((call.inputs, given), (call.outputs, dict(result.items()))):
-                assert list(got) == list(expected)
-                for name, array in expected.items():
-                    np.testing.assert_array_equal(got[name], array, strict=True)
+    main(["--bundle", str(tiny_v1_bundle), "-o", str(tmp_path / "files")])
+    for graph, (call, *_) in read(Bundle(tiny_v1_bundle)).items():
+        stem = graph.removesuffix(".onnx")
+        (given,) = load_json(str(tmp_path / f"files/{stem}.inputs.json"))
+        ((_, (result,)),) = RunResults.load(str(tmp_path / f"files/{stem}.outputs.json")).items()
+        caches = {name for name in given if name.startswith(PAST)}
+        assert (graph == DECODER_GRAPH) == bool(caches)
+        assert not any(given.pop(name).any() for name in caches)
+        for expected, got in ((call.inputs, given), (call.outputs, dict(result.items()))):
+            assert list(got) == list(expected)
+            for name, array in expected.items():
+                np.testing.assert_array_equal(got[name], array, strict=True)
+
+
+def test_without_polygraphy_nothing_is_written(
+    tiny_v1_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "polygraphy" else find(name))
+    with pytest.raises(MonoedgeError, match=r"^polygraphy is not installed; .*pip install [^\n]*$"):
+        main(["--bundle", str(tiny_v1_bundle), "-o", str(tmp_path / "files")])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_printed_polygraphy_lines_pass(
