@@ -21,15 +21,15 @@ from runtime.text.tokenizer import Tokenizer
 
 @dataclass
 class Stats:
-    """What an answer took; times in seconds.
+    """Numbers of tokens of an answer, and the time that it took, in seconds.
 
     Attributes:
         prompt_tokens: tokens of the whole conversation up to the answer.
         visual_tokens: those of them that belong to images.
         reused_tokens: those of them that the cache held already.
         generated_tokens: tokens of the answer, the one that ended it included.
-        time_to_first_token: from when the answer began to be read to the first token, with the time that it took
-            to read the images and write the prompt; None before it.
+        time_to_first_token: time from the first reading of the answer to its first token, and before that the time to
+            read the images and write the prompt; None until then.
         tokens_per_second: rate of the tokens after the first; None with fewer than two.
     """
 
@@ -47,7 +47,7 @@ class Answer:
     Tokens are computed as they are asked for, in the reader's thread.
 
     Attributes:
-        stats: what it took, up to date at any time.
+        stats: tokens and times so far.
         prompt: the tokens that the decoder reads.
         generated_ids: the tokens chosen, the one that ended the answer included.
         finish_reason: None while unfinished; then ``"stop"`` (the model ended it, or a stop string came),
@@ -83,7 +83,7 @@ class Answer:
         self._started = self._first_token_at = 0.0
 
     def __iter__(self) -> Iterator[str]:
-        """The pieces of the answer as they become certain; from the beginning, however often."""
+        """Yields the pieces of the answer as they become certain; every iteration starts from the first."""
         index = 0
         while True:
             while index < len(self._pieces):
@@ -121,7 +121,7 @@ class Answer:
                 self._finish("cancelled")
 
     def _advance(self, seen: int) -> bool:
-        """Generates until there is a piece after ``seen``, or the end; false at the end."""
+        """Generates until there are more than ``seen`` pieces; returns false if the answer ends before."""
         with self._lock:
             while len(self._pieces) <= seen and self.finish_reason is None:
                 self._next_token()

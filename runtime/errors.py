@@ -1,7 +1,7 @@
 """The errors that monoedge raises on purpose.
 
 Each message is one line that says what was expected, what came and how to fix it. Command lines print it and
-exit with code 2; anything else that escapes is a defect of ours.
+exit with code 2; any other exception that escapes is a bug.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 
 class MonoedgeError(Exception):
-    """Base of every error that a user can cause and mend."""
+    """Base of every error that a user can cause and fix."""
 
 
 class BundleError(MonoedgeError):
@@ -36,10 +36,10 @@ class BackendError(MonoedgeError):
 
 @contextmanager
 def as_backend_error(what: str, kind: type[Exception] = Exception) -> Iterator[None]:
-    """Tells an error of a backend's library as one line of ours.
+    """Turns an error of a backend's library into one line of ours.
 
     Args:
-        what: what failed.
+        what: what failed; the line begins with it.
         kind: the library's errors. ONNX Runtime's have no base of their own.
 
     Raises:

@@ -14,10 +14,11 @@ import numpy.typing as npt
 from runtime.backends import Backend, FrameBackend, open_backend
 from runtime.bundle.manifest import CHAT_TEMPLATE, TOKENIZER
 from runtime.bundle.reader import Bundle
-from runtime.errors import BundleError, ImageError, OptionError
+from runtime.errors import BundleError, ImageError
 from runtime.images.frames import DeviceImage, is_device_frame
 from runtime.images.load import ImageInput, load_image
 from runtime.images.pixels import HostPixels, Pixels
+from runtime.options import require_whole
 from runtime.text.template import ChatTemplate
 from runtime.text.tokenizer import Tokenizer
 
@@ -85,8 +86,7 @@ class LoadedBundle:
             raise BundleError(
                 f'no bundle given: pass bundle="FOLDER" (--bundle FOLDER), or set {BUNDLE_VARIABLE}=FOLDER'
             )
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise OptionError(f"threads must be a whole number of at least 1, or None, got {threads!r}")
+        require_whole("threads", threads, 1)
         opened = Bundle(folder, verify, progress)
         return cls(opened, open_backend(backend, opened, threads))
 

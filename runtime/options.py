@@ -2,14 +2,55 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
+
 from runtime.errors import OptionError
-from runtime.sampling import SamplingOptions
 
 DEFAULT_MAX_NEW_TOKENS = 1024
+
+# Beyond these, float32 logits over- or underflow when they are scaled.
+_SMALLEST, _LARGEST = 1e-5, 1e5
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How to choose tokens; the names and defaults are those of transformers' GenerationConfig.
+
+    Attributes:
+        do_sample: draw at random; False takes the most probable token and reads only ``repetition_penalty``.
+        temperature: what the logits are divided by, 1e-5 … 1e5.
+        top_k: draw from the k most probable tokens, and those tied with the last; 0 or None for all.
+        top_p: draw from the fewest most probable tokens whose probabilities add up to this, 0 … 1, but at least from
+            one.
+        repetition_penalty: what positive logits of earlier tokens are divided by and negative ones multiplied by,
+            1e-5 … 1e5; 1 for none.
+        seed: of the draws, 0 or more; None for a fresh one each time.
+
+    Raises:
+        OptionError: a value of another type or out of range.
+    """
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int | None = 50
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.do_sample, bool):
+            raise OptionError(f"do_sample must be True or False, got {self.do_sample!r}")
+        greedy = ": for greedy decoding use do_sample=False" if self.temperature == 0 else ""
+        _require_number("temperature", self.temperature, _SMALLEST, _LARGEST, greedy)
+        _require_number("top_p", self.top_p, 0, 1)
+        _require_number("repetition_penalty", self.repetition_penalty, _SMALLEST, _LARGEST)
+        require_whole("top_k", self.top_k, 0)
+        require_whole("seed", self.seed, 0)
 
 
 @dataclass(frozen=True)
@@ -19,7 +60,7 @@ class AnswerOptions(SamplingOptions):
     Attributes:
         max_new_tokens: tokens that the answer may have. None: up to 1024, or what the conversation has room for.
         max_tiles: most tiles that an image is cut into, the thumbnail not counted; None for the checkpoint's own
-            limit. Fewer tiles are faster and see less detail.
+            limit. Fewer tiles are faster and show less detail.
         stop: strings that end the answer; they are not part of it.
         return_logits: keep the logits of every step in ``Answer.logits``.
 
@@ -34,13 +75,9 @@ class AnswerOptions(SamplingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        count = self.max_new_tokens
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-            raise OptionError(f"max_new_tokens must be a whole number of at least 1, or None, got {count!r}")
-        # The upper limit is the checkpoint's business, and is checked with the image.
-        tiles = self.max_tiles
-        if tiles is not None and (isinstance(tiles, bool) or not isinstance(tiles, int) or tiles < 1):
-            raise OptionError(f"max_tiles must be a whole number of at least 1, or None, got {tiles!r}")
+        require_whole("max_new_tokens", self.max_new_tokens, 1)
+        # What else the checkpoint asks of it is checked with the image.
+        require_whole("max_tiles", self.max_tiles, 1)
         stops = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stops, Sequence) or not all(isinstance(item, str) and item for item in stops):
             raise OptionError(f"stop must be a string or a list of strings, none of them empty, got {self.stop!r}")
@@ -53,7 +90,7 @@ class AnswerOptions(SamplingOptions):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     def changed(self, values: dict[str, Any]) -> AnswerOptions:
-        """These options with some values replaced.
+        """Returns these options with some values replaced.
 
         Raises:
             OptionError: an unknown name, or a bad value.
@@ -63,3 +100,20 @@ class AnswerOptions(SamplingOptions):
             if name not in known:
                 raise OptionError(f"option {name!r} is not known, expected one of: {', '.join(known)}")
         return replace(self, **values)
+
+
+def require_whole(name: str, value: object, least: int) -> None:
+    """Checks that an option is a whole number of at least ``least``, or None.
+
+    Raises:
+        OptionError: it is not.
+    """
+    if value is None or (isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least):
+        return
+    raise OptionError(f"{name} must be a whole number of at least {least}, or None, got {value!r}")
+
+
+def _require_number(name: str, value: float, least: float, most: float, fix: str = "") -> None:
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and least <= value <= most):
+        raise OptionError(f"{name} must be a number from {least:g} to {most:g}, got {value!r}{fix}")

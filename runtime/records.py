@@ -1,4 +1,4 @@
-"""Small records of a bundle's JSON files, read strictly."""
+"""Reads small records of a bundle's JSON files, strictly."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ T = TypeVar("T")
 
 
 def read_record(kind: type[T], data: object, what: str) -> T:
-    """A dataclass from a JSON object with exactly its fields as keys; those with a default may be missing.
-
-    Lists become tuples.
+    """Makes a dataclass of a JSON object whose keys are exactly its fields; those with a default may be missing.
 
     Args:
         kind: the dataclass, which checks its values itself.
-        data: what was read.
+        data: the JSON object; its lists become tuples.
         what: the record's name in errors.
 
     Raises:
-        BundleError: no object, or other keys.
+        BundleError: not an object, or one with other keys.
     """
     known = fields(kind)  # type: ignore[arg-type] # dataclasses have no common base
     names = {field.name for field in known}

@@ -1,65 +1,22 @@
-"""The next token from the decoder's logits, by the definitions of transformers' `generate`.
+"""The next token from the decoder's logits, by the definitions of transformers' ``generate``.
 
-In order: RepetitionPenaltyLogitsProcessor; greedy decoding then takes the largest logit, and sampling goes on
-with TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, softmax and one draw. The draw comes from a
-numpy Generator: a seed repeats an answer here, but does not give the one that torch would draw from it.
+First comes RepetitionPenaltyLogitsProcessor. Greedy decoding then takes the largest logit. Sampling goes on with
+TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, softmax and one draw. The draw is numpy's: a
+seed repeats an answer here, but not the one that torch draws with that seed.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import BackendError, OptionError
+from runtime.errors import BackendError
+from runtime.options import SamplingOptions
 
 TokenIds = Sequence[int] | NDArray[np.integer]
 """Token ids; an array is read without copying it token by token."""
-
-# Beyond these, float32 logits over- or underflow when they are scaled.
-_SMALLEST, _LARGEST = 1e-5, 1e5
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How to choose tokens; the names and defaults are those of transformers' GenerationConfig.
-
-    Attributes:
-        do_sample: draw at random; False takes the most probable token and reads only `repetition_penalty`.
-        temperature: what the logits are divided by, 1e-5 … 1e5.
-        top_k: draw from the k most probable tokens, and those tied with the last; 0 or None for all. 50 is
-            transformers' default too.
-        top_p: draw from the fewest most probable tokens whose probabilities add up to this, 0 … 1, but at
-            least from one.
-        repetition_penalty: what positive logits of earlier tokens are divided by and negative ones multiplied
-            by, 1e-5 … 1e5; 1 for none.
-        seed: of the draws, 0 or more; None for a fresh one each time.
-
-    Raises:
-        OptionError: a value of another type or out of range.
-    """
-
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int | None = 50
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.do_sample, bool):
-            raise OptionError(f"do_sample must be True or False, got {self.do_sample!r}")
-        greedy = ": for greedy decoding use do_sample=False" if self.temperature == 0 else ""
-        _require_number("temperature", self.temperature, _SMALLEST, _LARGEST, greedy)
-        _require_number("top_p", self.top_p, 0, 1)
-        _require_number("repetition_penalty", self.repetition_penalty, _SMALLEST, _LARGEST)
-        for name, value in (("top_k", self.top_k), ("seed", self.seed)):
-            whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-            if value is not None and not (whole and value >= 0):
-                raise OptionError(f"{name} must be a whole number of at least 0, or None, got {value!r}")
 
 
 class Sampler:
@@ -74,15 +31,15 @@ class Sampler:
         self._random = np.random.default_rng(options.seed)
 
     def next(self, logits: NDArray[np.float32], previous_ids: TokenIds) -> int:
-        """Choose the next token.
+        """Chooses the next token.
 
         Args:
-            logits: float32 [vocabulary]; left as they are.
-            previous_ids: the tokens that `repetition_penalty` is for. The official code generates from
-                embeddings, so there these are the generated tokens, without the prompt.
+            logits: float32 [vocab]; not changed.
+            previous_ids: the tokens that ``repetition_penalty`` is applied to. The official code generates from
+                embeddings, so these are the generated tokens, without the prompt.
 
         Returns:
-            Its id. Greedy ties go to the lowest one.
+            The token's id. Greedy ties go to the lowest id.
 
         Raises:
             BackendError: the logits are not one row, or their largest is NaN or infinite.
@@ -96,7 +53,7 @@ class Sampler:
         return int(ids[np.searchsorted(cumulative, point * cumulative[-1], side="left")])
 
     def probabilities(self, logits: NDArray[np.float32], previous_ids: TokenIds) -> NDArray[np.float32]:
-        """Give the distribution that `next` draws from, float32 [vocabulary]; takes and raises the same."""
+        """Returns the distribution that ``next`` draws from, float32 [vocab]; takes and raises the same."""
         ids, probabilities = self._distribution(logits, previous_ids)
         full = np.zeros(len(logits), np.float32)
         full[ids] = probabilities
@@ -105,16 +62,16 @@ class Sampler:
     def _distribution(
         self, logits: NDArray[np.float32], previous_ids: TokenIds
     ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-        """The tokens that are left to choose from, and the probability of each."""
+        """Returns the tokens that are left to choose from, and the probability of each."""
         options = self.options
         scores = np.asarray(logits, dtype=np.float32)
         if scores.ndim != 1 or not scores.size:
-            raise BackendError(f"the decoder returned logits of shape {list(scores.shape)}, expected [vocabulary]")
+            raise BackendError(f"the decoder returned logits of shape {list(scores.shape)}, expected [vocab]")
         best = scores.argmax()  # of NaN, if there is any
         if not np.isfinite(scores[best]):
             raise BackendError(
                 f"the decoder returned NaN or infinite logits ({scores[best]} at token {best}): "
-                "its precision is too narrow for this model; run it in bf16 or fp32"
+                "its number format is too narrow for this model; export it in bf16 or fp32"
             )
         if options.repetition_penalty != 1:
             scores = _penalized(scores, previous_ids, np.float32(options.repetition_penalty))
@@ -149,22 +106,22 @@ def _softmax(scores: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _largest(scores: NDArray[np.float32], count: int) -> NDArray[np.intp]:
-    """The indices, ascending, of the `count` largest scores and of all that equal the last of them."""
+    """Returns the indices, ascending, of the ``count`` largest scores and of all that equal the last of them."""
     if count >= scores.size:
         return np.arange(scores.size)
     return np.flatnonzero(scores >= np.partition(scores, -count)[-count])
 
 
 def _nucleus(scores: NDArray[np.float32], top_p: float) -> NDArray[np.intp]:
-    """The indices that TopPLogitsWarper keeps.
+    """Returns the indices that TopPLogitsWarper keeps.
 
-    Sorted ascending, these are the scores whose cumulative probability exceeds 1 - top_p, and always the
-    last. Equal scores are sorted by index; torch leaves their order open.
+    Sorted ascending, these are the scores whose cumulative probability exceeds 1 - top_p, and always the last. Equal
+    scores are sorted by index; torch leaves their order open.
     """
     probabilities = _softmax(scores)
     removable = np.float32(1 - top_p)  # torch compares in float32, and adds up in float64
-    # Sorting a whole vocabulary takes 10 ms; the cut is nearly always among the largest few, so that all
-    # others are removed whatever their order.
+    # Sorting a whole vocabulary takes 10 ms. The cut is nearly always among the largest few; all others are removed
+    # whatever their order.
     count = 256
     while True:
         candidates = _largest(scores, count)
@@ -178,9 +135,3 @@ def _nucleus(scores: NDArray[np.float32], top_p: float) -> NDArray[np.intp]:
     kept[-1] = True
     nucleus: NDArray[np.intp] = candidates[order[kept]]
     return nucleus
-
-
-def _require_number(name: str, value: float, least: float, most: float, fix: str = "") -> None:
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and least <= value <= most):
-        raise OptionError(f"{name} must be a number from {least:g} to {most:g}, got {value!r}{fix}")

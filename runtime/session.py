@@ -25,9 +25,9 @@ class Session:
     Nothing is computed until the answer is read.
 
     Args:
-        image: a path, the bytes of an image file, a PIL image, a uint8 array [height, width, 3], such an array in a
-            GPU's memory (``runtime.images.frames``) where the backend computes there, a list of these, or None. A GPU's
-            memory is read when the question is asked, and may be written again after.
+        image: a path, the bytes of an image file, a PIL image, a uint8 array [height, width, 3], a list of these, or
+            None. Where the backend computes on a GPU, also an array in its memory (``runtime.images.frames``); that is
+            read when the question is asked, and may be written again after.
         prompt: the first question; ``<image>`` in it stands for an image, in order. Without such placeholders
             the images stand before it. None starts the conversation with the first ``ask``.
         bundle: folder of the bundle; by default the environment variable ``MONOEDGE_BUNDLE`` names it.
@@ -76,9 +76,9 @@ class Session:
         image: Images = None,
         **options: Any,  # noqa: ANN401 - checked by AnswerOptions
     ) -> Answer:
-        """Goes on with the conversation.
+        """Asks the next question.
 
-        An answer that has not been read to its end is ended first; what there is of it stays in the conversation.
+        An answer that has not been read to its end is ended first; what was generated of it stays in the conversation.
 
         Args:
             prompt: the next question.
@@ -89,7 +89,7 @@ class Session:
             The new answer, which is also what iterating over the session reads.
 
         Raises:
-            As the constructor does. The conversation then stays as it was.
+            MonoedgeError: as the constructor does. The conversation then stays as it was.
         """
         started = time.perf_counter()
         chosen = self._options.changed(options)
@@ -137,7 +137,7 @@ class Session:
 
     @property
     def history(self) -> list[tuple[str, str]]:
-        """Questions, with their image tokens, and answers so far, the current one as far as it is."""
+        """Questions, with their image tokens, and answers; the current answer as far as it was generated."""
         answers = [turn.answer or "" for turn in self._turns[:-1]]
         if self._answer is not None:
             answers.append(self._answer.text_so_far)
@@ -154,7 +154,7 @@ class Session:
 
     @property
     def stats(self) -> Stats:
-        """What the current answer took."""
+        """Tokens and times of the current answer."""
         return self.answer.stats
 
     @property

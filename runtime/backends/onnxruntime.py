@@ -25,7 +25,6 @@ from runtime.backends.graph import (
     VISUAL_MASK,
     WRITE_INDICES,
 )
-from runtime.backends.limits import bundle_length_limit
 from runtime.bundle.manifest import CPU, DECODER_GRAPH, PRECISIONS, VISION_GRAPH, VISUAL_DECODER_GRAPH
 from runtime.bundle.reader import Bundle
 from runtime.errors import BackendError, as_backend_error
@@ -74,7 +73,7 @@ class OnnxRuntimeBackend:
         self._require_format()
         self._require_version()
         self.chunk, self.max_length = CHUNK, bundle.manifest.model.max_length
-        self.length_limit = bundle_length_limit(bundle)
+        self.length_limit = bundle.length_limit
         self.dtype = PRECISIONS[bundle.manifest.precision]
         self.decoder = self._open(DECODER_GRAPH)
         self.description = f"onnxruntime {ort.__version__}, CPU"

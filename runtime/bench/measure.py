@@ -17,7 +17,8 @@ from runtime.errors import OptionError, PromptError
 from runtime.generation import Embed, Sequence
 from runtime.images.pixels import HostPixels
 from runtime.images.preprocess import ImageProcessor
-from runtime.sampling import Sampler, SamplingOptions
+from runtime.options import SamplingOptions
+from runtime.sampling import Sampler
 
 
 @dataclass(frozen=True)

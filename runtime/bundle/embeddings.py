@@ -1,7 +1,7 @@
 """The token embeddings of a bundle: a file of rows, read one by one.
 
-A mapping would do without copies, but Linux maps whole pages of up to 2 MB around each row that is touched: a few
-hundred different tokens make the whole table resident (0.76 GB at full size; seen with Linux 6.18 and ext4).
+A memory-mapped file would need no copies, but Linux maps whole pages of up to 2 MB around each row that is touched. A
+few hundred different tokens then make the whole table resident (0.76 GB at full size; seen with Linux 6.18 and ext4).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from runtime.errors import BundleError
 
 
 class Embeddings:
-    """Rows of a file by their numbers; may be used from several threads at once.
+    """Reads rows of a file by their numbers; may be used from several threads at once.
 
     Args:
-        file: [rows, columns] in ``dtype``, row by row.
+        file: holds [rows, columns] in ``dtype``, row by row.
         shape: rows and columns.
-        dtype: of the numbers.
+        dtype: the type of the numbers.
 
     Raises:
         BundleError: the file cannot be read, or is too short.
@@ -41,7 +41,7 @@ class Embeddings:
             raise BundleError(f"{file} has {size:,} bytes, expected {shape[0] * self._row_bytes:,}: copy it again")
 
     def __getitem__(self, ids: npt.ArrayLike) -> npt.NDArray[Any]:
-        """Rows of these numbers, [n] → [n, columns], as a new array.
+        """Reads the rows of these numbers, [n] → [n, columns], into a new array.
 
         Raises:
             BundleError: the file cannot be read any more.

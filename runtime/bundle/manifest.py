@@ -1,7 +1,6 @@
 """The bundle: a folder that holds everything needed to answer, and the manifest that describes it.
 
-The files of ``export`` are written through ``export.writer``. Names of files, keys and versions are written here and
-nowhere else.
+Names of files, keys and versions are defined here and nowhere else. ``export.writer`` writes bundles.
 """
 
 from __future__ import annotations
@@ -9,13 +8,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from runtime.errors import BundleError
 from runtime.images.preprocess import ImageProcessor
 from runtime.records import read_record
+
+T = TypeVar("T")
 
 FORMAT = "monoedge-bundle"
 FORMAT_VERSION = 1
@@ -25,12 +26,12 @@ MANIFEST = "manifest.json"
 VISION_GRAPH, VISION_WEIGHTS = "vision.onnx", "vision.weights"
 DECODER_GRAPH, DECODER_WEIGHTS = "decoder.onnx", "decoder.weights"
 VISUAL_DECODER_GRAPH, VISUAL_DECODER_WEIGHTS = "decoder_visual.onnx", "decoder_visual.weights"
-"""Where they are, ``decoder.onnx`` is for text tokens alone, and these for visual ones (``Manifest.by_expert``)."""
+"""The decoder of visual tokens, in bundles whose ``decoder.onnx`` takes text tokens alone (``Manifest.by_expert``)."""
 EMBEDDINGS = "token_embeddings.bin"
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.json"
 RECORDING = "recording"
-"""The folder of a bundle that a recorded set lies in, which ``export.recording`` makes: it is of these very graphs."""
+"""The folder of a bundle that its recorded set lies in; ``export.recording`` makes it from the bundle's own graphs."""
 REQUIRED_FILES = (
     VISION_GRAPH,
     VISION_WEIGHTS,
@@ -42,29 +43,30 @@ REQUIRED_FILES = (
 )
 
 PRECISIONS: dict[str, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2"), "bf16": np.dtype("<u2")}
-"""Number formats of a bundle, and how numpy holds them: it has no bfloat16, so its bits are kept as uint16."""
+"""Number formats of a bundle, and how numpy holds them: it has no bfloat16, so uint16 keeps its bits."""
 
 OPERATOR_VERSIONS = {
     family + form: 1
     for family in ("FusedMoE", "ExpertLinear")
     for form in ("", "TextW8A16", "W8A16", "TextW8A8", "W8A8", "TextNBits", "NBits")
 }
-"""The versions of the custom operators that this runtime understands. What is quantized has operators of its own, so
-that a runtime from before they were there refuses the bundle."""
+"""The versions of the custom operators that this runtime understands. Quantized nodes are operators of their own, so
+that an older runtime, which does not know them, refuses the bundle."""
 
 MODES = ("w8a16", "w8a8")
-"""INT8 weights with activations as they are, and with activations in INT8 too."""
+"""INT8 weights: with activations in the bundle's number format, and with activations in INT8 too."""
 
 W4A16 = "w4a16"
-"""A mode of form ``cpu`` alone: 4 bits for the experts' weights, 8 for the rest."""
+"""A mode of form ``cpu`` only: 4 bits for the experts' weights, 8 for the rest."""
 
 QDQ, CPU = "qdq", "cpu"
-"""Forms of a quantized decoder: in ONNX's own operators, for TensorRT and any runtime; for ONNX Runtime on a CPU."""
+"""Forms of a quantized decoder: ``qdq``, in ONNX's own operators, for TensorRT and any runtime; ``cpu``, for ONNX
+Runtime on a CPU."""
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the runtime needs to know of the model; sizes in elements, lengths in tokens."""
+    """What the runtime needs to know about the model; sizes in elements, lengths in tokens."""
 
     version: str
     hidden_size: int
@@ -87,17 +89,17 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class EngineRecord(FileRecord):
-    """One TensorRT plan of the bundle, and everything that it was made from.
+    """One TensorRT plan of the bundle, and everything that it was built from.
 
     Attributes:
-        graph: the graph that was built, ``decoder.onnx`` or ``vision.onnx``.
+        graph: the graph, ``decoder.onnx`` or ``vision.onnx``.
         target: ``trt``, or ``trt-rtx`` for TensorRT for RTX.
-        tensorrt: version of that TensorRT.
-        compute_capability: the GPU that it was built for, 89 for 8.9.
-        plugin_sha256: of the plugin library; empty for a plan without plugins.
-        graph_sha256: of the graph file, as the manifest gave it at that time.
-        weights_sha256: of the graph's weights, likewise.
-        max_length: tokens that the decoder's caches hold; a vision plan carries that of its decoder.
+        tensorrt: the version of TensorRT.
+        compute_capability: that of the GPU that it runs on, 89 for 8.9.
+        plugin_sha256: SHA-256 of the plugin library; empty for a plan without plugins.
+        graph_sha256: SHA-256 of the graph's file.
+        weights_sha256: SHA-256 of the graph's weights.
+        max_length: tokens that the decoder's caches hold; a vision plan has the number of its decoder.
         max_batch: conversations that the decoder computes at once; likewise.
     """
 
@@ -114,16 +116,16 @@ class EngineRecord(FileRecord):
 
 @dataclass(frozen=True)
 class Quantization:
-    """What of the decoder is stored in INT8.
+    """Which parts of the decoder are quantized.
 
     Attributes:
         mode: one of ``MODES``, or ``W4A16``.
         form: ``QDQ`` or ``CPU``.
-        experts: ``text``, or ``text`` and ``visual``; empty where none is.
-        attention: the attention's matrices too; of experts, those of ``experts``.
-        lm_head: the head's matrix too.
-        kv_cache: caches too, of all layers or some, as their graph inputs say; in form ``CPU`` alone. Left out of
-            manifests where it is false, so that a runtime from before it was there refuses the others only.
+        experts: the quantized experts: ``text``, ``text`` and ``visual``, or none.
+        attention: whether the attention's matrices are; where experts have their own, those of ``experts``.
+        lm_head: whether the head's matrix is.
+        kv_cache: whether caches of some layers are INT8, as their graph inputs say; in form ``CPU`` only. Manifests
+            leave it out where it is false, so that an older runtime refuses only bundles with such caches.
     """
 
     mode: str
@@ -134,16 +136,18 @@ class Quantization:
     kv_cache: bool = False
 
     def __post_init__(self) -> None:
-        # Raised by what a newer monoedge wrote, or by what is damaged.
         if self.mode not in (*MODES, W4A16) or self.form not in (QDQ, CPU):
             raise BundleError(
                 f"the bundle is quantized as {self.mode!r} in form {self.form!r}, this runtime reads "
                 f"{', '.join((*MODES, W4A16))} in {QDQ} and {CPU}: update monoedge"
             )
         if not set(self.experts) <= {"text", "visual"}:
-            raise BundleError(f"the bundle has quantized experts {list(self.experts)}: update monoedge")
-        if any(type(part) is not bool for part in (self.attention, self.lm_head, self.kv_cache)):
-            raise TypeError("attention, lm_head and kv_cache should be true or false")
+            raise BundleError(
+                f"the bundle has quantized experts {list(self.experts)}, this runtime reads text and visual: update "
+                "monoedge"
+            )
+        for name in ("attention", "lm_head", "kv_cache"):
+            _typed(vars(self), name, bool)
         if self.kv_cache and self.form != CPU:
             raise BundleError(
                 f"the bundle has INT8 caches in form {self.form}, this runtime reads them in {CPU}: update monoedge"
@@ -154,8 +158,17 @@ class Quantization:
 class Manifest:
     """``manifest.json``: what the bundle holds and what made it.
 
-    ``opset`` is that of the graphs' standard operators; 24 in manifests that do not say.
-    ``engines`` are not in ``files``: a bundle answers without them, and does so after one was deleted.
+    Attributes:
+        name: that of the checkpoint.
+        precision: one of ``PRECISIONS``.
+        model: facts of the model.
+        image: how images are cut.
+        operators: the custom operators in the graphs, with their versions.
+        created_by: packages that made the bundle, with their versions.
+        opset: that of the graphs' standard operators; 24 in manifests that do not say.
+        files: all files but the engines, which a bundle can answer without.
+        engines: the TensorRT plans.
+        quantization: None for a float decoder.
     """
 
     name: str
@@ -171,20 +184,16 @@ class Manifest:
 
     @property
     def by_expert(self) -> bool:
-        """Whether each kind of tokens has a decoder of its own, as ONNX Runtime on a CPU likes it.
+        """Whether text and visual tokens have a decoder each, which is faster in ONNX Runtime on a CPU.
 
-        Both take what ``runtime.backends.graph`` lists without a mask, and write the same caches; that of visual tokens
-        gives no logits.
+        Both take the inputs of ``runtime.backends.graph`` without the mask, and write the same caches; that of visual
+        tokens gives no logits.
         """
         return VISUAL_DECODER_GRAPH in self.files
 
     def to_json(self) -> str:
-        """The manifest as indented JSON, keys in a fixed order."""
-        values = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            **asdict(self),
-        }
+        """Returns the manifest as indented JSON, keys in a fixed order."""
+        values = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
         for optional in ("engines", "quantization"):
             if not values[optional]:
                 del values[optional]
@@ -204,11 +213,13 @@ class Manifest:
         except ValueError as error:
             raise BundleError(f"{MANIFEST} is not valid JSON ({error}); export the bundle again") from None
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
-            raise BundleError(f'{MANIFEST} is not a bundle manifest: key "format" should be "{FORMAT}"')
+            raise BundleError(f'{MANIFEST} is not the manifest of a bundle: expected "{FORMAT}" under the key "format"')
         version = values.pop("format_version", None)
         if version != FORMAT_VERSION:
             advice = "update monoedge" if isinstance(version, int) and version > FORMAT_VERSION else "export it again"
             raise BundleError(f"the bundle has format version {version}, this runtime reads {FORMAT_VERSION}: {advice}")
+        values = {"opset": cls.opset, "engines": {}, "quantization": None} | values
+        quantization = values["quantization"]
         try:
             manifest = cls(
                 name=_typed(values, "name", str),
@@ -217,15 +228,12 @@ class Manifest:
                 image=read_record(ImageProcessor, values["image"], f"{MANIFEST}, image"),
                 operators=_typed(values, "operators", dict),
                 created_by=_typed(values, "created_by", dict),
-                opset=_typed({"opset": cls.opset} | values, "opset", int),
-                files={name: _record(FileRecord, record) for name, record in _typed(values, "files", dict).items()},
-                engines={
-                    name: _record(EngineRecord, record)
-                    for name, record in _typed({"engines": {}} | values, "engines", dict).items()
-                },
-                quantization=read_record(Quantization, values["quantization"], f"{MANIFEST}, quantization")
-                if "quantization" in values
-                else None,
+                opset=_typed(values, "opset", int),
+                files=_records(FileRecord, _typed(values, "files", dict)),
+                engines=_records(EngineRecord, _typed(values, "engines", dict)),
+                quantization=None
+                if quantization is None
+                else read_record(Quantization, quantization, f"{MANIFEST}, quantization"),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise BundleError(f"{MANIFEST} is damaged: {error}; export the bundle again") from None
@@ -246,7 +254,7 @@ class Manifest:
                 )
         for name in (*self.files, *self.engines):
             if Path(name).is_absolute() or ".." in Path(name).parts or "\\" in name:
-                raise BundleError(f"{MANIFEST} names {name!r}, which lies outside the bundle: not a bundle to trust")
+                raise BundleError(f"{MANIFEST} names {name!r}, which lies outside the bundle: do not trust this bundle")
         for name in REQUIRED_FILES:
             if name not in self.files:
                 raise BundleError(f"{MANIFEST} does not list {name}: export the bundle again")
@@ -255,10 +263,15 @@ class Manifest:
 def _typed(values: dict[str, Any], key: str, kind: type) -> Any:  # noqa: ANN401 - checked right here
     value = values[key]
     if type(value) is not kind:
-        raise TypeError(f"{key} should be {kind.__name__}, got {json.dumps(value)}")
+        raise TypeError(f"{key} should be {kind.__name__}, got {value!r}")
     return value
 
 
-def _record(kind: type, values: dict[str, Any]) -> Any:  # noqa: ANN401 - an instance of ``kind``
-    types = {item.name: {"int": int, "str": str}[str(item.type)] for item in fields(kind)}
+def _record(kind: type[T], values: dict[str, Any]) -> T:
+    """Reads a dataclass of whole numbers and strings; what else is there is of a newer monoedge."""
+    types = {item.name: {"int": int, "str": str}[str(item.type)] for item in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: _typed(values, name, expected) for name, expected in types.items()})
+
+
+def _records(kind: type[T], values: dict[str, Any]) -> dict[str, T]:
+    return {name: _record(kind, record) for name, record in values.items()}

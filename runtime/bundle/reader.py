@@ -1,4 +1,4 @@
-"""Bundles opened: files present with the sizes that the manifest gives, hashes on request."""
+"""Opens bundles, and checks their files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from runtime.errors import BundleError
 
 Progress = Callable[[int], object]
 """Called with the number of bytes just read."""
+
+_REMEDY = "copy the bundle again, or export it again"
 
 
 class Bundle:
@@ -51,11 +53,16 @@ class Bundle:
             self._check_file(name, record, verify, progress)
 
     def path(self, name: str) -> Path:
-        """The path of a file that the manifest lists."""
+        """Returns the path of a file that the manifest lists."""
         return self.folder / name
 
+    @property
+    def length_limit(self) -> str:
+        """Why a conversation can be no longer where the bundle sets the limit, for people."""
+        return f"the bundle was exported with --max-length {self.manifest.model.max_length}"
+
     def embeddings(self) -> Embeddings:
-        """Token embeddings, opened: [vocab, hidden] in ``PRECISIONS[precision]``."""
+        """Opens the token embeddings, [vocab, hidden] in ``PRECISIONS[precision]``."""
         model = self.manifest.model
         shape = (model.vocab_size, model.hidden_size)
         return Embeddings(self.path(EMBEDDINGS), shape, PRECISIONS[self.manifest.precision])
@@ -63,27 +70,23 @@ class Bundle:
     def _check_file(self, name: str, record: FileRecord, verify: bool, progress: Progress | None) -> None:
         file = self.folder / name
         if not file.resolve().is_relative_to(self.folder.resolve()):
-            raise BundleError(f"{file} leads outside the bundle: not a bundle to trust")
+            raise BundleError(f"{file} leads outside the bundle: do not trust this bundle")
         if not file.is_file():
-            raise BundleError(f"{file} is missing: copy the bundle again, or export it again")
+            raise BundleError(f"{file} is missing: {_REMEDY}")
         size = file.stat().st_size
         if size != record.size:
-            raise BundleError(
-                f"{file} has {size:,} bytes, {MANIFEST} says {record.size:,}: copy the bundle again, or export it again"
-            )
+            raise BundleError(f"{file} has {size:,} bytes, {MANIFEST} says {record.size:,}: {_REMEDY}")
         if verify and sha256_of(file, progress) != record.sha256:
-            raise BundleError(
-                f"{file} was altered: its SHA-256 is not that of {MANIFEST}; copy the bundle again, or export it again"
-            )
+            raise BundleError(f"{file} was altered, its SHA-256 is not that of {MANIFEST}: {_REMEDY}")
 
 
 def size_text(size: int) -> str:
-    """A number of bytes for people, in powers of ten as disks are sold: ``2.7 MB``, ``13.61 GB``."""
+    """Returns a number of bytes for people, in powers of ten as disks are sold: ``2.7 MB``, ``13.61 GB``."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def sha256_of(file: Path, progress: Progress | None = None) -> str:
-    """SHA-256 of a file, in hexadecimal.
+    """Returns the SHA-256 of a file, in hexadecimal.
 
     Raises:
         BundleError: the file cannot be read.

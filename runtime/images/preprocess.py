@@ -146,7 +146,7 @@ def levels(mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1)
 
 
 def _are_channels(value: object) -> bool:

@@ -1,8 +1,7 @@
 """The chat template: a conversation as the text that the tokenizer reads.
 
-A bundle carries its checkpoint's template as data; nothing of any template is written here. The form is that
-of the official code's conversations: nothing stands between a separator and the next prefix, and `<s>` is
-left to the tokenizer.
+A bundle carries its checkpoint's template as data; no template is written here. The form is that of the official code's
+conversations: nothing stands between a separator and the next prefix, and ``<s>`` is left to the tokenizer.
 """
 
 from __future__ import annotations
@@ -16,28 +15,28 @@ from runtime.errors import BundleError, PromptError
 from runtime.records import read_record
 
 PLACEHOLDER = "<image>"
-"""What a user writes in a prompt where an image shall stand."""
+"""What a user writes in a prompt where an image belongs."""
 
 NUMBER = "{number}"
-"""Where `ChatTemplate.image_label` has the image's number, counted from 1."""
+"""Stands for the image's number, counted from 1, in ``ChatTemplate.image_label``."""
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """How one checkpoint wants its conversations.
+    """How one checkpoint takes its conversations.
 
     Attributes:
-        name: what the checkpoint's config calls it.
-        system_prefix: what opens the system message.
+        name: the template's name in the checkpoint's config.
+        system_prefix: opens the system message.
         system_message: the system message unless another is given; may be empty.
-        user_prefix: what opens a question.
-        assistant_prefix: what opens an answer.
-        separator: what closes each message.
+        user_prefix: opens a question.
+        assistant_prefix: opens an answer.
+        separator: closes each message.
         stop_tokens: the tokens that end an answer.
         image_start: the token before an image's tokens.
         image_end: the token after them.
         image_context: the token that stands for one visual token.
-        image_label: what goes before each of several images without placeholders; `{number}` is its number.
+        image_label: goes before each of several images without placeholders; ``{number}`` stands for its number.
 
     Raises:
         BundleError: a value of the wrong type, or empty where it must not be.
@@ -93,16 +92,16 @@ class ChatTemplate:
             raise BundleError(f"{path} cannot be read: {error}; export the bundle again") from None
 
     def render(self, turns: Sequence[tuple[str, str | None]], system: str | None = None) -> str:
-        """Write a conversation as one text.
+        """Writes a conversation as one text.
 
         Args:
-            turns: (question, answer) pairs, the questions as `place_images` returns them. The last answer may
-                be None: the text then ends where it is to begin. An empty answer is closed like any other.
+            turns: (question, answer) pairs, the questions as ``place_images`` returns them. The last answer may be
+                None: the text then ends where the answer begins. An empty answer is closed like any other.
             system: a system message instead of the template's own.
 
         Raises:
-            PromptError: the system message or an answer contains the image token, or a turn before the last
-                has no answer.
+            PromptError: the system message or an answer contains the image token, or a turn before the last has no
+                answer.
         """
         message = self.system_message if system is None else system
         self._refuse_image_tokens(message, "the system message")
@@ -114,25 +113,25 @@ class ChatTemplate:
                 parts += [answer, self.separator]
             elif number < len(turns):
                 raise PromptError(
-                    f"only the last turn may lack an answer, but turn {number} of {len(turns)} does: "
-                    "finish or drop it before the next question"
+                    f"expected an answer in every turn but the last, turn {number} of {len(turns)} has none: finish or "
+                    "drop it before the next question"
                 )
         return "".join(parts)
 
     def place_images(self, question: str, tiles_per_image: Sequence[int], tokens_per_tile: int) -> str:
-        """Put each image's tokens where they belong in a question.
+        """Puts each image's tokens where they belong in a question.
 
-        `<image>` placeholders are replaced in order. Without any, one image stands in a line before the
-        question, and several stand there behind their labels.
+        ``<image>`` placeholders are replaced in order. Without any, one image stands in a line before the question, and
+        several stand there behind their labels.
 
         Args:
             question: what the user asks.
-            tiles_per_image: for each image of this turn, its number of tiles, thumbnail included.
+            tiles_per_image: the number of tiles of each image of this turn, thumbnail included.
             tokens_per_tile: visual tokens of a tile.
 
         Raises:
-            PromptError: the question is not text or is blank; it has another number of placeholders than
-                there are images; or it contains the image token itself.
+            PromptError: the question is not text or is blank; its placeholders are not as many as the images; or it
+                contains the image token itself.
         """
         if not isinstance(question, str):
             raise PromptError(f"expected the prompt as a str, got {type(question).__name__}: pass the question as text")
@@ -161,6 +160,5 @@ class ChatTemplate:
     def _refuse_image_tokens(self, text: str, what: str) -> None:
         if self.image_context in text:
             raise PromptError(
-                f"{what} contains {self.image_context}, which stands for a visual token, so that the images' "
-                "tokens would be miscounted: take it out"
+                f"{what} contains {self.image_context}, which stands for a visual token of an image: take it out"
             )

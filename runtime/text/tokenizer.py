@@ -1,8 +1,8 @@
 """Text to token ids and back, as the official InternLM2Tokenizer does it.
 
-Encoding is the work of the `tokenizers` package on the bundle's tokenizer.json. Decoding is done here: the
-official tokenizer decodes with sentencepiece, which replaces every invalid byte by a U+FFFD of its own, and
-afterwards takes out some spaces before punctuation and English contractions; no decoder of `tokenizers` does.
+The ``tokenizers`` package encodes, by the bundle's tokenizer.json. Decoding is done here, since no decoder of that
+package does what the official tokenizer does: it decodes with sentencepiece, which replaces every invalid byte by a
+U+FFFD, and then removes some spaces before punctuation and English contractions.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CLEANUP = (
     (" 've", "'ve"),
     (" 're", "'re"),
 )
-"""What the official tokenizer replaces in every decoded text, one after the other."""
+"""The replacements that the official tokenizer makes in every decoded text, one after the other."""
 
 EACH_BYTE = "monoedge.replace-each-byte"
 """How invalid UTF-8 is decoded: a U+FFFD for each byte."""
@@ -63,7 +63,7 @@ codecs.register_error(EACH_BYTE, _replace_one_byte)
 
 
 def byte_token(byte: int) -> str:
-    """The piece that stands for one byte of a character that has no piece."""
+    """Returns the piece that stands for one byte of a character that has no piece."""
     return f"<0x{byte:02X}>"
 
 
@@ -71,7 +71,7 @@ class Tokenizer:
     """The tokenizer of a bundle.
 
     Args:
-        tokenizer: what tokenizer.json holds.
+        tokenizer: the contents of tokenizer.json.
 
     Raises:
         BundleError: its vocabulary is not laid out like Mono-InternVL's.
@@ -100,9 +100,8 @@ class Tokenizer:
         self._ids = vocabulary
         self._special = {index: token for token, index in expected.items()}
         self._first_image_token = expected[IMAGE_TOKENS[0]]
-        # What each token adds to the text; special tokens nothing. The text of a piece never begins in the
-        # middle of a character, so plain concatenation keeps sentencepiece's rule that the bytes of a
-        # character stand side by side.
+        # What each token adds to the text; special tokens add nothing. The text of a piece never begins in the middle
+        # of a character, so concatenation keeps sentencepiece's rule that the bytes of a character stand side by side.
         self._bytes = [b""] * self.vocab_size
         for piece, index in vocabulary.items():
             if index not in self._special:
@@ -110,7 +109,7 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: str | PathLike[str]) -> Tokenizer:
-        """Read a tokenizer.json.
+        """Reads a tokenizer.json.
 
         Raises:
             BundleError: no such file, not a tokenizer, or not one of Mono-InternVL.
@@ -123,10 +122,10 @@ class Tokenizer:
         return cls(tokenizer)
 
     def encode(self, text: str, add_bos: bool = True) -> list[int]:
-        """The ids of a text in which special tokens may stand; with `add_bos`, `<s>` comes before them.
+        """Returns the ids of a text, special tokens in it included; with ``add_bos``, ``<s>`` comes first.
 
         Raises:
-            PromptError: the text has a lone surrogate, half of a character that has no UTF-8.
+            PromptError: the text has a lone surrogate: half of a character, which has no UTF-8.
         """
         try:
             text.encode()
@@ -137,7 +136,7 @@ class Tokenizer:
         return self._tokenizer.encode(text, add_special_tokens=add_bos).ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """The text of ids. Kept special tokens get the official tokenizer's spaces around them."""
+        """Returns the text of ids. Special tokens that are kept get the official tokenizer's spaces around them."""
         if skip_special_tokens:
             return _clean(self._text(ids))
         parts = []
@@ -155,7 +154,7 @@ class Tokenizer:
         return " ".join(parts)
 
     def id_of(self, token: str) -> int:
-        """The id of a special token.
+        """Returns the id of a special token.
 
         Raises:
             BundleError: the tokenizer has no such special token.
@@ -166,7 +165,7 @@ class Tokenizer:
         return index
 
     def bytes_of(self, token_id: int) -> bytes:
-        """What a token adds to the text in UTF-8: characters, one byte of one, or, if special, nothing."""
+        """Returns what a token adds to the text in UTF-8: characters, one byte of one, or nothing if it is special."""
         return self._bytes[self._checked(token_id)]
 
     def _checked(self, token_id: int) -> int:
@@ -178,7 +177,7 @@ class Tokenizer:
         return b"".join(map(self.bytes_of, ids)).decode("utf-8", EACH_BYTE)
 
     def _text_with_special(self, ids: Iterable[int]) -> str:
-        """Ids below the image tokens: the official code puts a space before what precedes a special token."""
+        """Decodes ids below the image tokens: the official code puts a space before what precedes a special token."""
         text = ""
         run: list[int] = []
         for index in ids:

@@ -11,7 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import BackendError, OptionError
-from runtime.sampling import Sampler, SamplingOptions
+from runtime.options import SamplingOptions
+from runtime.sampling import Sampler
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 SMOOTH = st.floats(-40, 40, width=32)

@@ -288,9 +288,9 @@ def test_no_copy_of_the_caches_per_token(shapes_bundle: Path, capfd: pytest.Capt
 
 
 def test_conversation_that_would_not_fit_is_refused_before_it_starts(chatty: runtime.Model) -> None:
-    with pytest.raises(runtime.PromptError, match=r"the answer may have 8000.*exported for 8192"):
+    with pytest.raises(runtime.PromptError, match=r"the answer may have 8000.*exported with --max-length 8192"):
         chatty.session(PICTURE, QUESTION, max_new_tokens=8000)
-    with pytest.raises(runtime.PromptError, match=r"exported for 8192"):
+    with pytest.raises(runtime.PromptError, match=r"exported with --max-length 8192"):
         chatty.session(prompt="word " * 9000)
     # Without a number, the answer gets what room there is.
     assert chatty.session(prompt="word " * 2600, max_new_tokens=1).text is not None

@@ -40,7 +40,7 @@ class EngineBackend:
         open_vision: loads those of the vision graph.
         description: what computes, for people.
         open_resize: finds the kernel that makes tiles of pictures in device memory.
-        length_limit: what keeps conversations from being longer than the engine's caches, for people.
+        length_limit: why a conversation can be no longer than the engine's caches, for people.
     """
 
     def __init__(

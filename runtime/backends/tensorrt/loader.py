@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from runtime.backends.cuda.device import Device
-from runtime.backends.limits import bundle_length_limit
 from runtime.backends.plugin_library import plugin_library
 from runtime.backends.tensorrt.check import PlanError, decoder_layout, vision_layout
 from runtime.backends.tensorrt.engine import TensorRT
@@ -74,12 +73,12 @@ class Loader:
 
     @property
     def length_limit(self) -> str:
-        """What keeps conversations from being longer, for people."""
+        """Why a conversation can be no longer, for people."""
         record, most = self._plans[DECODER_GRAPH][1], self._bundle.manifest.model.max_length
         if record.max_length >= most:
-            return bundle_length_limit(self._bundle)
+            return self._bundle.length_limit
         command = rebuild_command(replace(record, max_length=most), self._bundle.folder)
-        return f"the engine was built for {record.max_length} (more, up to {most}, take: {command})"
+        return f"the engine was built for {record.max_length} tokens; this builds one for {most}: {command}"
 
     def decoder(self) -> tuple[Engine, DecoderLayout]:
         """The decoder's engine.

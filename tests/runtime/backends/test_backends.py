@@ -37,7 +37,7 @@ def test_the_default_computes_on_the_cpu(tiny_v1_bundle: Path) -> None:
     backend = open_backend(None, Bundle(tiny_v1_bundle), None)
     assert backend.description == f"onnxruntime {ort.__version__}, CPU"
     assert (backend.chunk, backend.max_length) == (512, 8192)
-    assert backend.length_limit == "the bundle was exported for 8192 (more take an export with --max-length)"
+    assert backend.length_limit == "the bundle was exported with --max-length 8192"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pycuda") is not None, reason="pycuda is installed")

@@ -86,8 +86,8 @@ def test_manifest_that_is_none(bundle: Path, text: str) -> None:
         (lambda m: m.update(quantization=QUANTIZED | {"mode": "w4a4"}), ["'w4a4'", "w8a16, w8a8", "update monoedge"]),
         (lambda m: m.update(quantization=QUANTIZED | {"form": "gguf"}), ["'gguf'", "qdq and cpu", "update monoedge"]),
         (lambda m: m.update(quantization=QUANTIZED | {"experts": ["audio"]}), ["audio", "update monoedge"]),
-        (lambda m: m.update(quantization=QUANTIZED | {"lm_head": "yes"}), ["should be true or false"]),
-        (lambda m: m.update(quantization=QUANTIZED | {"kv_cache": 1}), ["should be true or false"]),
+        (lambda m: m.update(quantization=QUANTIZED | {"lm_head": "yes"}), ["lm_head should be bool, got 'yes'"]),
+        (lambda m: m.update(quantization=QUANTIZED | {"kv_cache": 1}), ["kv_cache should be bool, got 1"]),
         (
             lambda m: m.update(quantization=QUANTIZED | {"kv_cache": True}),
             ["INT8 caches in form qdq", "update monoedge"],

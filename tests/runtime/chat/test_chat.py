@@ -141,7 +141,7 @@ def test_missing_bundle(tmp_path):
         (["--image", "none.png", QUESTION], "'none.png' does not exist"),
         (["--image", "pyproject.toml", QUESTION], "not an image"),
         (["--max-new-tokens", "0", QUESTION], "max_new_tokens must be a whole number of at least 1"),
-        (["--max-new-tokens", "1000000", QUESTION], "the bundle was exported for"),
+        (["--max-new-tokens", "1000000", QUESTION], "the bundle was exported with --max-length "),
         (["--max-tiles", "0", QUESTION], "max_tiles must be"),
         (["--temperature", "0.5", QUESTION], "--temperature does nothing without --sample"),
         (["--top-k", "5", QUESTION], "--top-k does nothing without --sample"),
