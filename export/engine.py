@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from export.engines.target import TARGETS
+from runtime.bundle.targets import TARGETS
 from runtime.console.console import Console
 from runtime.console.run import make_parser, need, run
 
@@ -87,20 +88,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.print_trtexec:
             console.write(engine_trtexec.script(bundle, options, made, plugin, arguments.write_onnx) + "\n")
         return
-    plugin = engine_build.find_plugin(arguments.plugin)
-    if arguments.register:
-        engine_build.register(bundle, options, arguments.register, plugin, device, arguments.overwrite, console)
-        return
-    engine_build.build(
-        bundle,
+    options = replace(
         options,
-        plans(bundle, options),
-        plugin,
-        (arguments.timing_cache or _timing_cache(capability)) if target.timing_cache else None,
-        device,
-        arguments.overwrite,
-        console,
+        plugin=engine_build.find_plugin(arguments.plugin),
+        timing_cache=(arguments.timing_cache or _timing_cache(capability)) if target.timing_cache else None,
+        overwrite=arguments.overwrite,
     )
+    if arguments.register:
+        engine_build.register(bundle, options, arguments.register, device, console)
+        return
+    engine_build.build(bundle, options, plans(bundle, options), device, console)
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.cpu_target import CPU_TARGET, CPU_WEIGHTS, FP32
-from export.engines.target import PORTABLE_TARGET
 from runtime.bundle.manifest import PRECISIONS
+from runtime.bundle.targets import PORTABLE_TARGET
 from runtime.console.console import Console
 from runtime.console.run import make_parser, need, run
 from runtime.errors import OptionError

@@ -35,10 +35,7 @@ def build(
     bundle: Bundle,
     options: Options,
     plans: tuple[Plan, ...],
-    plugin: Path,
-    timing_cache: Path | None,
     device: Device | None,
-    overwrite: bool,
     console: Console,
 ) -> dict[str, EngineRecord]:
     """Builds plans into a bundle and stamps them in its manifest; all of them, or none.
@@ -47,36 +44,25 @@ def build(
         bundle: an opened bundle.
         options: the checked options.
         plans: what to build.
-        plugin: the plugin library.
-        timing_cache: the file to read and renew, if the target has one.
         device: the GPU here, if there is one.
-        overwrite: replace plans that are there.
         console: told each step, and the progress.
 
     Raises:
         BundleError: the bundle cannot be written, or not enough.
         BackendError: TensorRT cannot build it, the GPU is too small, or a plan disagrees with what was recorded.
     """
-    plugin_sha256 = sha256_of(plugin)
-    store.refuse_existing(bundle, [plan.name for plan in plans], plugin_sha256, overwrite)
+    plugin_sha256 = _plugin_sha256(options)
+    store.refuse_existing(bundle, [plan.name for plan in plans], plugin_sha256, options.overwrite)
     sizes = {plan.graph: bundle.manifest.files[WEIGHTS[plan.graph]].size for plan in plans}
     require_memory(options, device, max(sizes.values()), console)
     records: dict[str, EngineRecord] = {}
-    with store.workplace(bundle) as folder:
+    with store.staging_folder(bundle) as folder:
         store.require_space(folder, sum(sizes.values()))
         for plan in plans:
             console.say(f"building {plan.name}")
             with console.phases(Path(plan.name).name) as tell:
                 file, version = build_plan(
-                    plan,
-                    options.target,
-                    options.capability,
-                    bundle.path(plan.graph),
-                    folder / Path(plan.name).name,
-                    plugin,
-                    timing_cache,
-                    tell,
-                    console.say,
+                    plan, options, bundle.path(plan.graph), folder / Path(plan.name).name, tell, console
                 )
             records[plan.name] = record(bundle.manifest, options, plan.graph, file, version, plugin_sha256)
             profiles = f"{len(plan.profiles)} profile{'s' if len(plan.profiles) > 1 else ''}"
@@ -84,23 +70,32 @@ def build(
                 f"{bundle.path(plan.name)}: {size_text(file.size)}, {profiles}, {options.target.title} {version}"
             )
         partial = {plan.name: folder / Path(plan.name).name for plan in plans}
-        _verify(bundle, partial, records, plugin, device, console)
+        _verify(bundle, partial, records, options, device, console)
         store.put_in_place(bundle, partial, records)
     return records
+
+
+def _plugin(options: Options) -> Path:
+    assert options.plugin is not None  # noqa: S101 - export.engine found it
+    return options.plugin
+
+
+def _plugin_sha256(options: Options) -> str:
+    return sha256_of(_plugin(options))
 
 
 def _verify(
     bundle: Bundle,
     partial: Mapping[str, Path],
     records: Mapping[str, EngineRecord],
-    plugin: Path,
+    options: Options,
     device: Device | None,
     console: Console,
 ) -> None:
     """What disagrees with the recorded set is not registered; see ``engine_verify.verify``."""
     new = {record.graph: (partial.get(name, bundle.path(name)), record) for name, record in records.items()}
     try:
-        verify(bundle, new, bundle.manifest.engines, plugin, device, console)
+        verify(bundle, new, bundle.manifest.engines, _plugin(options), device, console)
     except BackendError as error:
         raise BackendError(f"{error}; nothing was registered") from None
 
@@ -143,9 +138,7 @@ def register(
     bundle: Bundle,
     options: Options,
     paths: list[Path],
-    plugin: Path,
     device: Device | None,
-    overwrite: bool,
     console: Console,
 ) -> dict[str, EngineRecord]:
     """Takes plans that another program built into a bundle, and says what is known of them and what is not.
@@ -155,7 +148,7 @@ def register(
         BundleError: a file is no plan, or the bundle cannot be written.
         OptionError: a name that does not tell the graph.
     """
-    plugin_sha256 = sha256_of(plugin)
+    plugin, plugin_sha256 = _plugin(options), _plugin_sha256(options)
     versions = {path: store.plan_version(path, options.target) for path in paths}
     graphs = {path: _graph(path) for path in paths}
     names = {
@@ -165,9 +158,9 @@ def register(
     if len(set(names.values())) < len(paths):
         raise OptionError("--register takes one plan for each graph")
     outside = [path for path in paths if path.resolve() != bundle.path(names[path]).resolve()]
-    store.refuse_existing(bundle, [names[path] for path in outside], plugin_sha256, overwrite)
+    store.refuse_existing(bundle, [names[path] for path in outside], plugin_sha256, options.overwrite)
     records, partial = {}, {}
-    with store.workplace(bundle) as folder:
+    with store.staging_folder(bundle) as folder:
         store.require_space(folder, sum(path.stat().st_size for path in outside))
         for path in paths:
             name = names[path]
@@ -177,7 +170,7 @@ def register(
             else:
                 file = store.file_record(path)
             records[name] = record(bundle.manifest, options, graphs[path], file, versions[path], plugin_sha256)
-        _verify(bundle, partial, records, plugin, device, console)
+        _verify(bundle, partial, records, options, device, console)
         store.put_in_place(bundle, partial, records)
     for name, entry in records.items():
         console.say(

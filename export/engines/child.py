@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from export.writer import HashingFile
+from runtime.backends.tensorrt.library import load_plugins, make_logger
 from runtime.console.files import replaced
 
 # TensorRT's module is known when it is chosen, so that everything of it is Any here.
@@ -50,11 +51,13 @@ def build(job: Mapping[str, Any], graph: bytes, event: Event) -> None:
         trt = importlib.import_module(job["module"])
     except ImportError as error:
         raise BuildError(f"{job['module']} is installed, but cannot be imported: {error}") from None
-    logger = _logger(trt, event)
+    logger = make_logger(trt, lambda message: event(error=message))
     # Without a logger of ours the first one would print.
     builder = trt.Builder(logger)
     if job["plugin"]:
-        _load_plugins(trt, job["plugin"], job["operators"])
+        wrong = load_plugins(trt, job["plugin"], job["operators"])
+        if wrong:
+            raise BuildError(wrong, reported=True)
     network = builder.create_network(_creation_flags(trt))
     parser = trt.OnnxParser(network, logger)
     missing = sorted(name for name in job["standard_operators"] if not parser.supports_operator(name))
@@ -100,33 +103,6 @@ def _parse_error(parser: Any) -> BuildError:
         return BuildError("could not parse the graph", reported=True)
     node = f"{error.node_operator()} {error.node_name()}".strip()
     return BuildError(f"could not parse {node}: {error.desc().splitlines()[0]}")
-
-
-def _load_plugins(trt: Any, library: str, operators: list[tuple[str, str, str]]) -> None:
-    registry = trt.get_plugin_registry()
-    try:
-        loaded = registry.load_library(library) is not None
-    except RuntimeError as error:
-        raise BuildError(f"cannot load the plugin library {library}: {error}") from None
-    if not loaded:
-        raise BuildError(f"cannot load the plugin library {library}", reported=True)
-    for name, version, namespace in operators:
-        if registry.get_creator(name, version, namespace) is None:
-            raise BuildError(
-                f"{library} has no plugin {name} of version {version}: build the library of the monoedge installed here"
-            )
-
-
-def _logger(trt: Any, event: Event) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.ERROR:
-                event(error=message)
-
-    return Logger()
 
 
 def _monitor(trt: Any, event: Event) -> Any:

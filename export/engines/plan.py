@@ -20,12 +20,12 @@ from export.engines.network import (
     vision_profile,
 )
 from export.engines.parser import check_graph, load_parser
-from export.engines.target import Target
 from export.passes.portable import portable
 from plugins_trt.schema import DOMAIN, PLUGIN_OPERATORS, VERSION
 from runtime.bundle.engines import WEIGHTS, plan_name
 from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, EngineRecord, FileRecord, Manifest
 from runtime.bundle.reader import Bundle
+from runtime.bundle.targets import Target
 from runtime.errors import BundleError, OptionError
 
 PREFILL_CHUNK = 1024
@@ -37,12 +37,25 @@ PORTABLE_CHUNK = 512
 
 @dataclass(frozen=True)
 class Options:
-    """What the user chose, checked."""
+    """What the user chose, checked.
+
+    Attributes:
+        target: what builds.
+        capability: the GPU to build for, 89 for 8.9.
+        max_length: tokens that the caches hold.
+        max_batch: conversations that are computed at once.
+        plugin: the plugin library; None where nothing is built.
+        timing_cache: the file that a build reads and renews, where the target has one.
+        overwrite: replace plans that are there.
+    """
 
     target: Target
     capability: int
     max_length: int
     max_batch: int
+    plugin: Path | None = None
+    timing_cache: Path | None = None
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,10 +80,10 @@ class Plan:
         return sorted({node.op_type for node in self.model.graph.node if node.domain != DOMAIN})
 
     @property
-    def plugins(self) -> list[tuple[str, str, str]]:
-        """Name, version and namespace of each plugin in the graph."""
+    def plugins(self) -> list[tuple[str, str]]:
+        """Name and version of each plugin in the graph."""
         names = sorted({node.op_type for node in self.model.graph.node if node.domain == DOMAIN})
-        return [(name, str(VERSION), DOMAIN) for name in names]
+        return [(name, str(VERSION)) for name in names]
 
 
 def check_bundle(manifest: Manifest) -> None:

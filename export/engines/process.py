@@ -15,9 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from export.engines.plan import Plan
-from export.engines.target import Target
+from export.engines.plan import Options, Plan
 from runtime.bundle.manifest import FileRecord
+from runtime.bundle.targets import Target
+from runtime.console.console import Console
 from runtime.errors import BackendError
 
 Progress = Callable[[str, float], None]
@@ -28,45 +29,35 @@ _OURS = "[monoedge]"
 
 
 def build_plan(
-    plan: Plan,
-    target: Target,
-    capability: int,
-    graph: Path,
-    output: Path,
-    plugin: Path,
-    timing_cache: Path | None,
-    progress: Progress,
-    say: Callable[[str], None],
+    plan: Plan, options: Options, graph: Path, output: Path, progress: Progress, console: Console
 ) -> tuple[FileRecord, str]:
     """Builds a plan into ``output``; returns its record and the version of TensorRT.
 
     Args:
         plan: what to build.
-        target: what to build with.
-        capability: the GPU to build for.
+        options: what to build with, and for which GPU.
         graph: the original of the plan's graph, which the weights lie beside.
         output: the file to write.
-        plugin: the plugin library.
-        timing_cache: the file to read and renew, if the target has one.
         progress: called now and then.
-        say: told what the user should know, as one line.
+        console: told what the user should know.
 
     Raises:
         BackendError: the plan could not be built, with the first of what TensorRT said.
     """
+    target = options.target
     job = {
         "module": target.module,
         "title": target.title,
-        "plugin": str(plugin) if plan.plugins else None,
+        "plugin": str(options.plugin) if plan.plugins else None,
         "operators": plan.plugins,
         "standard_operators": plan.standard_operators,
         "needs": target.needs,
         "graph": str(graph.absolute()),
-        "capability": f"SM{capability}" if target.capabilities else None,
+        "capability": f"SM{options.capability}" if target.capabilities else None,
         "profiles": [
             {name: list(asdict(shapes).values()) for name, shapes in profile.items()} for profile in plan.profiles
         ],
-        "timing_cache": None if timing_cache is None else str(timing_cache),
+        "timing_cache": None if options.timing_cache is None else str(options.timing_cache),
         "plan": str(output),
     }
     heard: dict[str, Any] = {}
@@ -80,7 +71,7 @@ def build_plan(
                 elif "error" in event:
                     errors.append(event["error"])
                 elif "note" in event:
-                    say(event["note"])
+                    console.say(event["note"])
                 else:
                     heard |= event
         said = words.read_text(errors="replace").splitlines()

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from export.engines.target import TARGETS, Target
 from export.writer import rewrite_manifest
 from runtime.bundle.engines import FOLDER, why_stale
 from runtime.bundle.manifest import EngineRecord, FileRecord
 from runtime.bundle.reader import Bundle, sha256_of, size_text
+from runtime.bundle.targets import TARGETS, Target
 from runtime.errors import BundleError
 
 MARGIN = 64 << 20
@@ -40,7 +40,7 @@ def refuse_existing(bundle: Bundle, names: list[str], plugin_sha256: str | None,
 
 
 @contextlib.contextmanager
-def workplace(bundle: Bundle) -> Iterator[Path]:
+def staging_folder(bundle: Bundle) -> Iterator[Path]:
     """A hidden folder in ``engines/`` that plans are written in; whatever is left in it goes with it.
 
     Raises:

@@ -16,9 +16,9 @@ from export.recorded.compare import limit
 from export.recorded.format import GRAPHS, Array, Recording, empty_caches, narrow
 from runtime.backends.graph import INPUTS_EMBEDS
 from runtime.backends.plugin_library import VARIABLE
-from runtime.bundle.engines import FLAVOURS
 from runtime.bundle.manifest import DECODER_GRAPH, EngineRecord
 from runtime.bundle.reader import Bundle
+from runtime.bundle.targets import TARGETS
 from runtime.console.files import new_folder
 from runtime.errors import OptionError
 
@@ -109,8 +109,7 @@ def _polygraphy(bundle: Bundle, name: str, record: EngineRecord, folder: Path) -
     words = ["run", str(bundle.path(name)), "--trt", "--model-type", "engine", *_compared(bundle, record.graph, folder)]
     rest = f"polygraphy {shlex.join(words)}"
     if record.plugin_sha256:
-        module = next(flavour.module for flavour in FLAVOURS if record.target in flavour.targets)
-        program = _WITH_PLUGIN.format(module=module)
+        program = _WITH_PLUGIN.format(module=TARGETS[record.target].module)
         rest = f'python -c {shlex.quote(program)} "${VARIABLE}" {shlex.join(words)}'
     return ("POLYGRAPHY_USE_TENSORRT_RTX=1 " if record.target == "trt-rtx" else "") + rest
 

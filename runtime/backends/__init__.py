@@ -59,7 +59,7 @@ class Backend(Protocol):
     max_length: int
     """Tokens that a context can ever hold."""
     length_limit: str
-    """What sets ``max_length`` and how to raise it, for people: ``the bundle was exported for 8192 (…)``."""
+    """What sets ``max_length`` and how to raise it, for people: ``the bundle was exported with --max-length 8192``."""
 
     def encode_image(self, pixel_values: npt.NDArray[np.float32]) -> Array:
         """[tiles, 3, size, size] → [tiles · tokens_per_tile, hidden] in the bundle's number format."""

@@ -4,51 +4,18 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
 from runtime.bundle.manifest import DECODER_GRAPH, DECODER_WEIGHTS, VISION_GRAPH, VISION_WEIGHTS, EngineRecord, Manifest
+from runtime.bundle.targets import TARGETS, Target
 from runtime.errors import BackendError
-from runtime.packages import install_command
 
 FOLDER = "engines"
 """The folder of a bundle that plans lie in."""
 
 WEIGHTS = {DECODER_GRAPH: DECODER_WEIGHTS, VISION_GRAPH: VISION_WEIGHTS}
 """The weights file of each graph that a plan is built from."""
-
-
-@dataclass(frozen=True)
-class Flavour:
-    """One of the TensorRTs that run plans.
-
-    Attributes:
-        targets: as ``--target`` and the manifest have them; the first where there is a choice.
-        title: as people call it.
-        module: the Python module.
-        remedy: what to do where the module is not installed.
-    """
-
-    targets: tuple[str, ...]
-    title: str
-    module: str
-    remedy: str
-
-
-FLAVOURS = (
-    Flavour(
-        ("trt", "trt10.3"),
-        "TensorRT",
-        "tensorrt",
-        "on Jetson it comes with JetPack (sudo apt install nvidia-jetpack; a virtual environment sees it with "
-        "--system-site-packages), elsewhere: pip install tensorrt",
-    ),
-    Flavour(
-        ("trt-rtx",), "TensorRT for RTX", "tensorrt_rtx", f"this installs it: {install_command('tensorrt-rtx-cu13')}"
-    ),
-)
-"""Where both could run a bundle, the first does."""
 
 
 def plan_name(graph: str, target: str, compute_capability: int, precision: str) -> str:
@@ -114,37 +81,43 @@ def why_stale(
     return refused(name, reason, record, bundle)
 
 
-def choose_flavour(
+def choose_target(
     manifest: Manifest, compute_capability: int, installed: Iterable[str], bundle: str | Path
-) -> tuple[Flavour, dict[str, str]]:
-    """The TensorRT to answer with on a GPU, and the names of its plans by graph.
+) -> tuple[Target, dict[str, str]]:
+    """Chooses the TensorRT to answer with on a GPU.
 
     Args:
         manifest: of the bundle.
         compute_capability: of the GPU, as 89 for 8.9.
-        installed: modules of ``FLAVOURS`` that are there.
+        installed: modules of ``TARGETS`` that are there.
         bundle: the bundle's folder, for commands.
+
+    Returns:
+        The target, and the names of its plans by graph.
 
     Raises:
         BackendError: no TensorRT, or no plans of one that is here for this GPU; with what to do.
     """
-    here = [flavour for flavour in FLAVOURS if flavour.module in set(installed)]
+    modules = set(installed)
+    here = [target for target in TARGETS.values() if target.module in modules]
     if not here:
-        ways = "; ".join(f"{flavour.title}: {flavour.remedy}" for flavour in FLAVOURS)
-        raise BackendError(f"neither {' nor '.join(flavour.module for flavour in FLAVOURS)} is installed. {ways}")
-    for flavour, target in [(each, target) for each in here for target in each.targets]:
-        names = {
+        ways = {target.title: f"{target.title}: {target.remedy}" for target in TARGETS.values()}
+        names = dict.fromkeys(target.module for target in TARGETS.values())
+        raise BackendError(f"neither {' nor '.join(names)} is installed. {'; '.join(ways.values())}")
+    for target in here:
+        plans = {
             record.graph: name
             for name, record in manifest.engines.items()
-            if (record.target, record.compute_capability) == (target, compute_capability)
+            if (record.target, record.compute_capability) == (target.name, compute_capability)
         }
-        if all(graph in names for graph in WEIGHTS):
-            return flavour, names
+        if all(graph in plans for graph in WEIGHTS):
+            return target, plans
     built = sorted({f"{record.target} on SM {record.compute_capability}" for record in manifest.engines.values()})
+    titles = dict.fromkeys(target.title for target in here)
     raise BackendError(
-        f"{bundle} has no engines for {' or '.join(flavour.title for flavour in here)} on SM {compute_capability}"
+        f"{bundle} has no engines for {' or '.join(titles)} on SM {compute_capability}"
         f"{', only for ' + ', '.join(built) if built else ''}: build them with: "
-        f"{build_command(here[0].targets[0], compute_capability, bundle)}"
+        f"{build_command(here[0].name, compute_capability, bundle)}"
     )
 
 

@@ -15,7 +15,6 @@ from onnx import TensorProto, helper
 
 from export.engines.network import CAPACITY, Range, decoder_profiles, fix_dimension, vision_profile
 from export.engines.plan import graph_for
-from export.engines.target import TARGETS
 from plugins_trt import function
 from plugins_trt.header import HEADER, header
 from plugins_trt.schema import (
@@ -33,6 +32,7 @@ from plugins_trt.schema import (
 )
 from runtime.backends.tensorrt.pixels import ENTRY
 from runtime.bundle.reader import Bundle
+from runtime.bundle.targets import TARGETS
 
 Rtx = Callable[..., dict[str, Any]]
 

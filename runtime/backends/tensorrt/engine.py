@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from runtime.backends.cuda.device import Device, Memory
+from runtime.backends.tensorrt.library import load_plugins, make_logger
 from runtime.backends.tensorrt.plan import PlanInfo, Shape, ShapeRange, TensorInfo
-from runtime.bundle.engines import Flavour
+from runtime.bundle.targets import Target
 from runtime.errors import BackendError
 
 # TensorRT's module is known when it is chosen, so that everything of it is Any here.
 # ruff: noqa: ANN401
-
-NAMESPACE = "monoedge"
-"""The namespace of our plugins."""
 
 
 class TensorRT:
@@ -31,13 +29,14 @@ class TensorRT:
         BackendError: it cannot be imported.
     """
 
-    def __init__(self, flavour: Flavour) -> None:
+    def __init__(self, target: Target) -> None:
         try:
-            self.trt: Any = importlib.import_module(flavour.module)
+            self.trt: Any = importlib.import_module(target.module)
         except ImportError as error:
-            raise BackendError(f"{flavour.module} cannot be imported: {error}; {flavour.remedy}") from None
-        self.title, self.version = flavour.title, str(self.trt.__version__)
-        self.logger = _logger(self.trt)
+            raise BackendError(f"{target.module} cannot be imported: {error}; {target.remedy}") from None
+        self.title, self.version = target.title, str(self.trt.__version__)
+        self._said: list[str] = []
+        self.logger = make_logger(self.trt, self._said.append)
         self._runtime = self.trt.Runtime(self.logger)
 
     def load_plugins(self, library: Path, operators: Mapping[str, int]) -> None:
@@ -46,22 +45,9 @@ class TensorRT:
         Raises:
             BackendError: the library cannot be loaded, or has not these operators in these versions.
         """
-        if not self._missing_plugins(operators):
-            return
-        try:
-            self.trt.get_plugin_registry().load_library(str(library))
-        except RuntimeError as error:
-            raise self.error(f"cannot load the plugin library {library}: {error}") from None
-        if missing := self._missing_plugins(operators):
-            raise self.error(f"{library} has no {', '.join(missing)}: build the library of the monoedge installed here")
-
-    def _missing_plugins(self, operators: Mapping[str, int]) -> list[str]:
-        registry = self.trt.get_plugin_registry()
-        return [
-            f"plugin {name} of version {version}"
-            for name, version in operators.items()
-            if registry.get_creator(name, str(version), NAMESPACE) is None
-        ]
+        wrong = load_plugins(self.trt, library, ((name, str(version)) for name, version in operators.items()))
+        if wrong:
+            raise self.error(wrong)
 
     def load(self, plan: Path, device: Device) -> TensorRTEngine:
         """Loads a plan onto the GPU, which is entered.
@@ -80,9 +66,10 @@ class TensorRT:
         return TensorRTEngine(self, engine, device)
 
     def error(self, what: str) -> BackendError:
-        """An error in one line, with what TensorRT said first since the last."""
-        said = self.logger.take()
-        return BackendError(" ".join(f"{self.title} {self.version}: {what}{': ' if said else ''}{said}".split()))
+        """Makes an error of one line, with what TensorRT said first since the last: it tells most."""
+        first = "".join(f": {words}" for words in self._said[:1])
+        self._said.clear()
+        return BackendError(" ".join(f"{self.title} {self.version}: {what}{first}".split()))
 
 
 class TensorRTEngine:
@@ -168,22 +155,3 @@ def _tensor_info(trt: Any, engine: Any, name: str) -> TensorInfo:
         None if is_input else aliased(name),
         engine.get_tensor_location(name) == trt.TensorLocation.HOST,
     )
-
-
-def _logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        """Keeps the first error, which tells most, until it is taken."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.first = ""
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.ERROR and not self.first:
-                self.first = message
-
-        def take(self) -> str:
-            first, self.first = self.first, ""
-            return first
-
-    return Logger()

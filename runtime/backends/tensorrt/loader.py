@@ -14,9 +14,10 @@ from runtime.backends.tensorrt.check import PlanError, decoder_layout, vision_la
 from runtime.backends.tensorrt.engine import TensorRT
 from runtime.backends.tensorrt.execution import Engine
 from runtime.backends.tensorrt.plan import DecoderLayout, PlanInfo, VisionLayout
-from runtime.bundle.engines import FLAVOURS, Flavour, choose_flavour, rebuild_command, refused, why_refused
+from runtime.bundle.engines import choose_target, rebuild_command, refused, why_refused
 from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, EngineRecord
 from runtime.bundle.reader import Bundle, sha256_of
+from runtime.bundle.targets import TARGETS, Target
 from runtime.errors import BackendError
 
 Plans = Mapping[str, tuple[Path, EngineRecord]]
@@ -43,18 +44,17 @@ class Loader:
         bundle: Bundle,
         device: Device,
         plans: Plans | None = None,
-        start: Callable[[Flavour], TensorRT] = TensorRT,
+        start: Callable[[Target], TensorRT] = TensorRT,
     ) -> None:
         self._bundle, self._device = bundle, device
         if plans is None:
-            flavour, self._plans = _registered(bundle, device.compute_capability)
+            target, self._plans = _registered(bundle, device.compute_capability)
         else:
             self._plans = plans
-            target = plans[DECODER_GRAPH][1].target
-            flavour = next(flavour for flavour in FLAVOURS if target in flavour.targets)
+            target = TARGETS[plans[DECODER_GRAPH][1].target]
         for path, record in self._plans.values():
             _check_file(path, record, bundle)
-        self._tensorrt = start(flavour)
+        self._tensorrt = start(target)
         library = plugin_library() if any(record.plugin_sha256 for _, record in self._plans.values()) else None
         plugin_sha256 = None if library is None else sha256_of(library)
         here = (self._tensorrt.version, device.compute_capability)
@@ -117,13 +117,13 @@ class Loader:
             raise BackendError(refused(str(path), str(error), again, self._bundle.folder)) from None
 
 
-def _registered(bundle: Bundle, compute_capability: int) -> tuple[Flavour, Plans]:
-    installed = [flavour.module for flavour in FLAVOURS if find_spec(flavour.module) is not None]
-    flavour, names = choose_flavour(bundle.manifest, compute_capability, installed, bundle.folder)
+def _registered(bundle: Bundle, compute_capability: int) -> tuple[Target, Plans]:
+    installed = [target.module for target in TARGETS.values() if find_spec(target.module) is not None]
+    target, names = choose_target(bundle.manifest, compute_capability, installed, bundle.folder)
     for name in names.values():
         if not bundle.path(name).resolve().is_relative_to(bundle.folder.resolve()):
             raise BackendError(f"{bundle.path(name)} leads outside the bundle: not a bundle to trust")
-    return flavour, {graph: (bundle.path(name), bundle.manifest.engines[name]) for graph, name in names.items()}
+    return target, {graph: (bundle.path(name), bundle.manifest.engines[name]) for graph, name in names.items()}
 
 
 def _check_file(path: Path, record: EngineRecord, bundle: Bundle) -> None:

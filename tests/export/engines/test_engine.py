@@ -24,10 +24,11 @@ from export.engines import process as engine_process
 from export.engines import store as engine_store
 from export.engines.child import fraction
 from export.engines.plan import Options, Plan, check_bundle, plans
-from export.engines.target import TARGETS
 from runtime.bundle.engines import plan_name, why_stale
 from runtime.bundle.manifest import DECODER_GRAPH, DECODER_WEIGHTS, MANIFEST, VISION_GRAPH, VISION_WEIGHTS
 from runtime.bundle.reader import Bundle
+from runtime.bundle.targets import TARGETS
+from runtime.console.console import SILENT
 from runtime.console.run import run
 from runtime.errors import BackendError, BundleError
 
@@ -197,7 +198,7 @@ def test_no_plugin_library(
     monkeypatch.setenv("MONOEDGE_PLUGIN_LIBRARY", "/no/lib.so")
     line = refusal(capsys, "--bundle", bundle, "--target", "trt-rtx", "--sm", "89")
     assert "MONOEDGE_PLUGIN_LIBRARY is /no/lib.so, which is no file" in line
-    assert "cmake --build build" in line
+    assert "monoedge plugin" in line
 
 
 @pytest.mark.parametrize(
@@ -343,7 +344,12 @@ def build_one(
     plan: Plan, bundle: Path, library: Path, folder: Path, target: Any = RTX, cache: Path | None = None
 ) -> str:
     _, version = engine_process.build_plan(
-        plan, target, 89, bundle / plan.graph, folder / "out.plan", library, cache, lambda *_: None, lambda _: None
+        plan,
+        Options(target, 89, 512, 1, plugin=library, timing_cache=cache),
+        bundle / plan.graph,
+        folder / "out.plan",
+        lambda *_: None,
+        SILENT,
     )
     return version
 

@@ -21,7 +21,6 @@ from export.engines.plan import (
     load_graph,
     plans,
 )
-from export.engines.target import PORTABLE_TARGET, TARGETS
 from export.passes.portable import portable
 from plugins_trt.function import opset_of
 from plugins_trt.schema import DOMAIN
@@ -29,6 +28,7 @@ from runtime.backends.graph import UPDATE
 from runtime.bundle.engines import plan_name
 from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH
 from runtime.bundle.reader import Bundle
+from runtime.bundle.targets import PORTABLE_TARGET, TARGETS
 from runtime.errors import BundleError
 
 TARGET = TARGETS[PORTABLE_TARGET]
@@ -94,7 +94,7 @@ def test_plans(bf16_bundle: Path) -> None:
     assert decode["inputs_embeds"].maximum[1] == 1
     sizes = {value.name: value.type.tensor_type.shape.dim for value in decoder.model.graph.output}
     assert sizes[f"{UPDATE}0.key"][2].dim_param == "sequence"
-    assert {name for name, _, _ in decoder.plugins} <= {"FusedMoE", "ExpertLinear"}
+    assert {name for name, _ in decoder.plugins} <= {"FusedMoE", "ExpertLinear"}
 
 
 @pytest.mark.parametrize("mode", ["w8a16", "w8a8"])
@@ -103,7 +103,7 @@ def test_plans_of_int8(bf16_bundle: Path, quantize: Callable[..., Path], mode: s
     decoder, _ = plans(Bundle(quantize(bf16_bundle, mode, everything=True)), Options(TARGET, 87, 2048, 1))
     assert "DequantizeLinear" in decoder.standard_operators
     assert set(decoder.standard_operators) <= set(PARSER.operators)
-    assert f"FusedMoE{mode.upper()}" in {name for name, _, _ in decoder.plugins}
+    assert f"FusedMoE{mode.upper()}" in {name for name, _ in decoder.plugins}
 
 
 def test_a_decoder_for_a_cpu_is_no_plan(tiny_v1_bundle: Path, quantize: Callable[..., Path]) -> None:

@@ -18,10 +18,11 @@ from export.engines import process as engine_process
 from export.engines import store as engine_store
 from export.engines.network import InputShapes, decoder_profiles, input_shapes, vision_profile
 from export.engines.plan import PREFILL_CHUNK, Options, load_graph, plans
-from export.engines.target import TARGETS
 from runtime.bundle.engines import plan_name
 from runtime.bundle.manifest import DECODER_GRAPH, DECODER_WEIGHTS, VISION_GRAPH, VISION_WEIGHTS
 from runtime.bundle.reader import Bundle
+from runtime.bundle.targets import TARGETS
+from runtime.console.console import SILENT
 from runtime.errors import BundleError, OptionError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -171,7 +172,12 @@ def test_tensorrt_reads_the_written_graphs(bundle: Path, library: Path, tmp_path
     decoder, _ = plans(Bundle(bundle), Options(rtx, 89, 128, 1))
     decoder.model.CopyFrom(onnx.load(folder / DECODER_GRAPH, load_external_data=False))
     record, _ = engine_process.build_plan(
-        decoder, rtx, 89, folder / DECODER_GRAPH, tmp_path / "out", library, None, lambda *_: None, lambda _: None
+        decoder,
+        Options(rtx, 89, 128, 1, plugin=library),
+        folder / DECODER_GRAPH,
+        tmp_path / "out",
+        lambda *_: None,
+        SILENT,
     )
     assert record.size > (bundle / DECODER_WEIGHTS).stat().st_size
 

@@ -13,11 +13,11 @@ import pytest
 
 import runtime
 from export.engines.plan import Options, plans
-from export.engines.target import TARGETS
 from runtime.backends import graph
 from runtime.backends.tensorrt.answering import EngineBackend
 from runtime.backends.tensorrt.check import decoder_layout, vision_layout
 from runtime.bundle.reader import Bundle
+from runtime.bundle.targets import TARGETS
 
 from ...test_golden import CASES, GOLDEN, LOGITS_TOLERANCE, load_case, turn_tensors
 from .host_device import HostDevice, HostEngine

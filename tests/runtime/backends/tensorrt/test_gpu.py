@@ -17,13 +17,13 @@ import pytest
 import runtime
 from export.engine import main as build_engine
 from runtime.backends.cuda.driver import find_device
-from runtime.bundle.engines import FLAVOURS
 from runtime.bundle.reader import Bundle
+from runtime.bundle.targets import TARGETS
 
 from ...test_golden import GOLDEN, load_case
 
 DEVICE = find_device()
-INSTALLED = [flavour for flavour in FLAVOURS if importlib.util.find_spec(flavour.module) is not None]
+INSTALLED = [TARGETS[name] for name in ("trt", "trt-rtx") if importlib.util.find_spec(TARGETS[name].module)]
 
 pytestmark = [
     pytest.mark.gpu,

@@ -14,21 +14,17 @@ import pytest
 
 import runtime
 from export.engines.plan import Options, plans
-from export.engines.target import TARGETS
 from runtime.backends.plugin_library import VARIABLE
 from runtime.backends.tensorrt.loader import Loader
-from runtime.bundle.engines import FLAVOURS, WEIGHTS, choose_flavour, plan_name
+from runtime.bundle.engines import WEIGHTS, choose_target, plan_name
 from runtime.bundle.manifest import DECODER_GRAPH, MANIFEST, VISION_GRAPH, EngineRecord
 from runtime.bundle.reader import Bundle
+from runtime.bundle.targets import TARGETS
 
 from .host_device import HostDevice, HostEngine
 
 RTX, TRT = "trt-rtx", "trt"
-MODULES = {target: flavour.module for flavour in FLAVOURS for target in flavour.targets}
-
-
-def test_the_targets_that_plans_are_built_for_are_known() -> None:
-    assert {target: TARGETS[target].module for target in TARGETS} == MODULES
+MODULES = {name: target.module for name, target in TARGETS.items()}
 
 
 class Started:
@@ -40,8 +36,8 @@ class Started:
     def __init__(self, folder: Path, lengths: dict[str, int]) -> None:
         self._bundle, self._lengths = Bundle(folder), lengths
 
-    def __call__(self, flavour: Any) -> Started:
-        self.title = flavour.title
+    def __call__(self, target: Any) -> Started:
+        self.title = target.title
         return self
 
     def load_plugins(self, library: Path, operators: dict[str, int]) -> None:
@@ -126,16 +122,16 @@ def test_loads_what_was_built_for_this_gpu(make: Make) -> None:
 def test_full_tensorrt_comes_first(make: Make) -> None:
     folder = make((RTX, 89), (TRT, 89))
     manifest = Bundle(folder).manifest
-    both = choose_flavour(manifest, 89, ["tensorrt_rtx", "tensorrt"], folder)
+    both = choose_target(manifest, 89, ["tensorrt_rtx", "tensorrt"], folder)
     assert both[0].module == "tensorrt"
     assert set(both[1].values()) == {plan_name(graph, TRT, 89, "fp32") for graph in WEIGHTS}
-    assert choose_flavour(manifest, 89, ["tensorrt_rtx"], folder)[0].module == "tensorrt_rtx"
+    assert choose_target(manifest, 89, ["tensorrt_rtx"], folder)[0].module == "tensorrt_rtx"
 
 
 def test_older_graphs_are_tensorrt_too(make: Make) -> None:
     folder = make(("trt10.3", 87))
-    flavour, names = choose_flavour(Bundle(folder).manifest, 87, ["tensorrt"], folder)
-    assert flavour.title == "TensorRT"
+    target, names = choose_target(Bundle(folder).manifest, 87, ["tensorrt"], folder)
+    assert target.title == "TensorRT"
     assert all("trt10.3-sm87" in name for name in names.values())
 
 

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 from export.engines.plan import PREFILL_CHUNK, Options, Plan, plans
-from export.engines.target import TARGETS
 from runtime.backends import graph
 from runtime.backends.tensorrt.check import PlanError, decoder_layout, vision_layout
 from runtime.backends.tensorrt.plan import ALIGNMENT, Buffer, PlanInfo, Profile, ShapeRange, TensorInfo, place
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.reader import Bundle
+from runtime.bundle.targets import TARGETS
 
 from .host_device import plan_info
 
@@ -118,7 +118,8 @@ def test_tensorrt_has_what_is_called(ask_rtx: Callable[..., Any]) -> None:
         "strategies": "DynamicShapesKernelSpecializationStrategy",
     }
     names: dict[str, list[str]] = {owner: [] for owner in owners.values()}
-    for node in ast.walk(ast.parse((ROOT / "runtime/backends/tensorrt/engine.py").read_text())):
+    files = [ROOT / "runtime/backends/tensorrt" / name for name in ("engine.py", "library.py")]
+    for node in (node for file in files for node in ast.walk(ast.parse(file.read_text()))):
         if isinstance(node, ast.Attribute):
             on = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", None)
             if on in owners:
