@@ -48,8 +48,7 @@ def _loaded(folder: Path, precision: str, threads: int | None, images: bool) -> 
 
     from export.bundle import image_processor
     from export.checkpoint.reader import Checkpoint
-    from export.model.loading import load_decoder, load_vision
-    from export.model.trace import DTYPES
+    from export.model.weights import DTYPES, load_decoder, load_vision
 
     if threads is not None:
         torch.set_num_threads(threads)

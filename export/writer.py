@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -19,12 +20,9 @@ from runtime.bundle.reader import Bundle, size_text
 from runtime.console.files import replaced
 from runtime.errors import BundleError
 
-ALIGNMENT = 4096
-"""External data of graphs starts at multiples of a memory page, so that runtimes can map it in place."""
-
 
 class HashingFile:
-    """A file that is hashed while it is written. Use as a context manager."""
+    """A file that is hashed while it is written."""
 
     def __init__(self, file: Path) -> None:
         self._file: BinaryIO = file.open("wb")
@@ -100,24 +98,21 @@ class BundleWriter:
                 "free some space, or choose another disk with -o"
             )
 
-    def open(self, name: str) -> HashingFile:
-        """A new file of the bundle; ``close`` it with ``add``."""
+    @contextmanager
+    def open(self, name: str) -> Iterator[HashingFile]:
+        """Gives a new file of the bundle, which is closed and taken into the manifest at the end."""
         (self.folder / name).parent.mkdir(exist_ok=True)
-        return HashingFile(self.folder / name)
-
-    def add(self, name: str, file: HashingFile) -> None:
-        """Closes a file and takes it into the manifest."""
-        file.close()
+        with closing(HashingFile(self.folder / name)) as file:
+            yield file
         self._records[name] = file.record()
 
     def write(self, name: str, data: bytes) -> None:
-        """A whole file at once."""
-        file = self.open(name)
-        file.write(data)
-        self.add(name, file)
+        """Writes a whole file at once."""
+        with self.open(name) as file:
+            file.write(data)
 
     def copy(self, name: str, source: Bundle) -> None:
-        """A file of another bundle, unchanged and as its manifest records it.
+        """Copies a file of another bundle, as its manifest records it.
 
         Never as a hard link, though nobody writes into a bundle's files: ``onnx.load`` refuses weights that have two.
         """

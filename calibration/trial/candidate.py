@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.trial.backend import GraphBackend
-from export.quantized.bundle import quantization
-from export.quantized.parts import Part, parts, size
+from export import external_data
+from export.external_data import GraphFile
 from export.quantized.plan import QuantizationPlan
-from export.quantized.rewrite import rewrite
-from export.quantized.weights import DecoderWeights
+from export.quantized.rewrite import decoder_files
+from export.quantized.weights import DecoderWeights, Weights
 from runtime.bundle.manifest import CPU, FileRecord
 from runtime.bundle.reader import Bundle
 from runtime.model import Model
@@ -32,40 +32,40 @@ def candidate(bundle: Bundle, plan: QuantizationPlan, form: str, threads: int | 
         form: ``qdq`` or ``cpu``.
         threads: as the runtime takes them.
     """
-    weights, decoder = _decoder(bundle, plan, form)
+    weights, files = _decoder(bundle, plan, form)
     stored = {tensor.name: tensor for tensor in weights.model.graph.initializer}
-    contents = {name: content for part in decoder for name, content in part.contents.items()}
+    sources = {name: source for file in files for name, source in file.tensors.items()}
     arrays: dict[str, npt.NDArray[Any]] = {}
-    for part in decoder:
-        for tensor in part.model.graph.initializer:
+    for file in files:
+        for tensor in file.model.graph.initializer:
             name = tensor.name
-            if name not in contents:
+            if name not in sources:
                 continue
-            source = stored.get(name)
-            if source is not None and source.data_type == tensor.data_type and not weights.is_smoothed(name):
-                tensor.CopyFrom(source)
+            given = stored.get(name)
+            if given is not None and given.data_type == tensor.data_type and not weights.is_smoothed(name):
+                tensor.CopyFrom(given)
             elif name not in arrays:
-                flat = np.concatenate([np.asarray(block).reshape(-1) for block in contents[name].blocks()])
-                arrays[name] = flat.reshape(contents[name].shape)
+                flat = np.concatenate([np.asarray(block).reshape(-1) for block in sources[name].blocks()])
+                arrays[name] = flat.reshape(sources[name].shape)
     view = copy.copy(bundle)
     # As the manifest would be, as far as a backend reads it.
     view.manifest = replace(
         bundle.manifest,
-        quantization=quantization(plan, form),
-        files=bundle.manifest.files | {part.graph: FileRecord(0, "") for part in decoder},
+        quantization=plan.manifest_entry(form),
+        files=bundle.manifest.files | {file.name: FileRecord(0, "") for file in files},
     )
-    graphs = {part.graph: part.model for part in decoder}
+    graphs = {file.name: file.model for file in files}
     return Model(view, GraphBackend(view, graphs, arrays, threads, prepacked=form == CPU))
 
 
 def weights_size(bundle: Bundle, plan: QuantizationPlan, form: str) -> int:
     """Bytes that the weights of the quantized decoder take."""
-    return size(_decoder(bundle, plan, form)[1])
+    return external_data.weights_size(_decoder(bundle, plan, form)[1])
 
 
-def _decoder(bundle: Bundle, plan: QuantizationPlan, form: str) -> tuple[DecoderWeights, list[Part]]:
+def _decoder(bundle: Bundle, plan: QuantizationPlan, form: str) -> tuple[Weights, list[GraphFile]]:
     weights = DecoderWeights(bundle, plan.smoothing)
-    return weights, parts(rewrite(weights, plan, form), form, bundle.manifest.model, plan.caches)
+    return weights, decoder_files(weights, plan, form, bundle.manifest.model)
 
 
 def without(plan: QuantizationPlan, layers: Collection[int | None]) -> QuantizationPlan:

@@ -1,8 +1,8 @@
 """Tracing: the PyTorch modules to ONNX graphs, without weights.
 
 The modules are built and traced under fake tensors, which have shapes and types but no data, so that tracing the
-full-size model takes a few hundred megabytes. Initializers of the result point into an external data file that
-``export.model.weights`` writes.
+full-size model takes a few hundred megabytes. Initializers of the result point into a file of external data that is
+still to be written.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import (
@@ -27,94 +25,70 @@ from onnx_ir.passes.common import (
 from torch._subclasses import FakeTensorMode
 from torch.export import Dim
 
-from export.checkpoint.config import ModelConfig
-from export.checkpoint.tensors import Parameter, decoder_parameters, vision_parameters
+from export.checkpoint.reader import Checkpoint
+from export.checkpoint.tensors import decoder_parameters, vision_parameters
 from export.engines.network import CAPACITY
+from export.external_data import GraphFile, TensorSource, layout
 from export.model import modeling
 from export.model.fused_moe import translation_table
-from export.writer import ALIGNMENT
+from export.model.weights import DTYPES, parameter_sources, rotary_sources
 from plugins_trt import function
 from plugins_trt.schema import DOMAIN
-from runtime.bundle.manifest import DECODER_WEIGHTS, VISION_WEIGHTS
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Where one initializer lies in the external data file."""
-
-    name: str
-    shape: tuple[int, ...]
-    offset: int
-    size: int
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A traced graph, its external data file and what belongs where in it."""
-
-    model: onnx.ModelProto
-    weights_file: str
-    slots: tuple[Slot, ...]
-
-    @property
-    def weights_size(self) -> int:
-        """Size of the external data file in bytes."""
-        return max(slot.offset + slot.size for slot in self.slots)
+from runtime.backends.graph import (
+    INPUTS_EMBEDS,
+    LOGITS,
+    PAST,
+    PIXEL_VALUES,
+    POSITION_IDS,
+    PRESENT,
+    VISUAL_EMBEDS,
+    VISUAL_MASK,
+    WRITE_INDICES,
+    cache_names,
+)
+from runtime.bundle.manifest import DECODER_GRAPH, DECODER_WEIGHTS, VISION_GRAPH, VISION_WEIGHTS
 
 
-def cache_names(layers: int, prefix: str) -> list[str]:
-    """Names of the caches in graph order; ``prefix`` is ``past_key_values`` for inputs, ``present`` for outputs."""
-    return [f"{prefix}.{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
-
-
-def trace_vision(config: ModelConfig, precision: str) -> Graph:
+def trace_vision(checkpoint: Checkpoint, precision: str) -> GraphFile:
     """``vision.onnx``: pixel_values [tiles, 3, size, size] → visual_embeds [tiles, tokens_per_tile, hidden]."""
-    dtype = DTYPES[precision]
-    with FakeTensorMode(), modeling.default_dtype(dtype):
+    config = checkpoint.config
+    with FakeTensorMode(), modeling.default_dtype(DTYPES[precision]):
         module = modeling.Vision(config).eval()
         pixels = torch.empty(2, 3, config.image_size, config.image_size)
-        program = _export(module, (pixels,), ({0: Dim("tiles", min=1, max=4096)},), ["pixel_values"], ["visual_embeds"])
-    return _finish(program, "vision", vision_parameters(config), [], dtype, VISION_WEIGHTS)
+        program = _export(module, (pixels,), ({0: Dim("tiles", min=1, max=4096)},), [PIXEL_VALUES], [VISUAL_EMBEDS])
+    tensors = parameter_sources(checkpoint, vision_parameters(config), precision)
+    return _finish(program, VISION_GRAPH, VISION_WEIGHTS, tensors)
 
 
-def trace_decoder(config: ModelConfig, precision: str, max_length: int) -> Graph:
+def trace_decoder(checkpoint: Checkpoint, precision: str, max_length: int) -> GraphFile:
     """``decoder.onnx``: see ``modeling.Decoder.forward``; the caches are inputs and outputs one by one."""
-    dtype = DTYPES[precision]
-    layers = config.num_hidden_layers
+    config = checkpoint.config
+    caches = cache_names(config.num_hidden_layers)
     batch, sequence, capacity = (
         Dim("batch", max=1024),
         Dim("sequence", max=1 << 20),
         Dim(CAPACITY, max=1 << 20),
     )
-    with FakeTensorMode(), modeling.default_dtype(dtype):
+    with FakeTensorMode(), modeling.default_dtype(DTYPES[precision]):
         module = modeling.Decoder(config, max_length).eval()
-        cache = torch.empty(2, config.num_key_value_heads, 16, config.head_dim)
         arguments = (
             torch.empty(2, 3, config.hidden_size),
             torch.empty(2, 3, dtype=torch.bool),
             torch.empty(2, 3, dtype=torch.int64),
             torch.empty(2, dtype=torch.int64),
-            [torch.empty_like(cache) for _ in range(2 * layers)],
+            [torch.empty(2, config.num_key_value_heads, 16, config.head_dim) for _ in caches],
         )
         tokens = {0: batch, 1: sequence}
         program = _export(
             module,
             arguments,
-            (tokens, tokens, tokens, {0: batch}, [{0: batch, 2: capacity}] * (2 * layers)),
-            [
-                "inputs_embeds",
-                "visual_mask",
-                "position_ids",
-                "write_indices",
-                *cache_names(layers, "past_key_values"),
-            ],
-            ["logits", *cache_names(layers, "present")],
+            (tokens, tokens, tokens, {0: batch}, [{0: batch, 2: capacity}] * len(caches)),
+            [INPUTS_EMBEDS, VISUAL_MASK, POSITION_IDS, WRITE_INDICES, *(PAST + name for name in caches)],
+            [LOGITS, *(PRESENT + name for name in caches)],
         )
-    rope = (max_length, config.head_dim // 2)
-    tables = [Parameter("rope.cos", rope, ()), Parameter("rope.sin", rope, ())]
-    return _finish(program, "decoder", decoder_parameters(config), tables, dtype, DECODER_WEIGHTS)
+    tensors = parameter_sources(checkpoint, decoder_parameters(config), precision)
+    tensors |= rotary_sources(checkpoint, max_length, precision)
+    return _finish(program, DECODER_GRAPH, DECODER_WEIGHTS, tensors)
 
 
 def _export(
@@ -156,33 +130,17 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _finish(
-    model: ir.Model,
-    name: str,
-    parameters: list[Parameter],
-    tables: list[Parameter],
-    dtype: torch.dtype,
-    weights_file: str,
-) -> Graph:
-    """Initializers into external data, readable node names, no traces of the exporting machine."""
+def _finish(model: ir.Model, name: str, weights: str, tensors: dict[str, TensorSource]) -> GraphFile:
+    """Initializers in external data, readable node names, no traces of the exporting machine."""
     graph = model.graph
-    graph.name = name
-    expected = {parameter.name: parameter for parameter in parameters + tables}
-    if set(graph.initializers) != set(expected):
-        raise AssertionError(f"the map and the model disagree: {set(graph.initializers) ^ set(expected)}")
-    offset, slots = 0, []
-    for parameter in expected.values():
-        value = graph.initializers[parameter.name]
-        shape = value.shape.numpy() if value.shape is not None else ()
-        if shape != parameter.shape:
-            raise AssertionError(f"{parameter.name}: the map says {parameter.shape}, the model has {shape}")
-        size = torch.Size(shape).numel() * dtype.itemsize
-        slots.append(Slot(parameter.name, shape, offset, size))
-        assert value.dtype is not None  # noqa: S101 - the exporter types every initializer
-        value.const_value = ir.ExternalTensor(
-            weights_file, offset, size, value.dtype, shape=ir.Shape(shape), name=parameter.name
-        )
-        offset = -(-(offset + size) // ALIGNMENT) * ALIGNMENT
+    graph.name = name.removesuffix(".onnx")
+    if set(graph.initializers) != set(tensors):
+        raise AssertionError(f"the map and the model disagree: {set(graph.initializers) ^ set(tensors)}")
+    for parameter, proto in layout(tensors, weights).items():
+        value, tensor = graph.initializers[parameter], ir.serde.deserialize_tensor(proto)
+        if (value.shape, value.dtype) != (tensor.shape, tensor.dtype):
+            raise AssertionError(f"the map says {tensor}, the model has {value}")
+        value.const_value = tensor
     for simplify in (
         IdentityEliminationPass(),
         CommonSubexpressionEliminationPass(),
@@ -192,13 +150,13 @@ def _finish(
     _constants_as_tensors(graph)
     _name_by_place(graph)
     _drop_traces(model)
-    proto = ir.to_proto(model)
-    proto.ir_version = 11
-    proto.producer_name, proto.producer_version = "monoedge", ""
-    used = {node.op_type for node in proto.graph.node if node.domain == DOMAIN}
-    del proto.functions[:]
-    proto.functions.extend(function.bodies(used))
-    return Graph(proto, weights_file, tuple(slots))
+    made = ir.to_proto(model)
+    made.ir_version = 11
+    made.producer_name, made.producer_version = "monoedge", ""
+    used = {node.op_type for node in made.graph.node if node.domain == DOMAIN}
+    del made.functions[:]
+    made.functions.extend(function.bodies(used))
+    return GraphFile(name, weights, made, tensors)
 
 
 def _constants_as_tensors(graph: ir.Graph) -> None:

@@ -1,90 +1,85 @@
-"""Streaming tensors of the checkpoint into the files of a bundle, block by block."""
+"""The tensors of a checkpoint: as sources of a graph's external data, or in the modules that exports are compared with.
+
+Both read a tensor block by block, so that never two copies of all weights are in memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from export.checkpoint.config import ModelConfig
 from export.checkpoint.reader import Checkpoint
-from export.checkpoint.tensors import decoder_parameters, vision_parameters
-from export.model.modeling import RotaryTable
-from export.model.trace import DTYPES, Graph
-from export.writer import ALIGNMENT, BundleWriter
-from runtime.bundle.manifest import EMBEDDINGS
+from export.checkpoint.tensors import Parameter, decoder_parameters, vision_parameters
+from export.external_data import TensorSource
+from export.model.modeling import Decoder, RotaryTable, Vision, default_dtype
 
-Progress = Callable[[int], object]
-"""Called with the number of bytes just written."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_ARRAYS = {"fp32": np.dtype("<f4"), "bf16": np.dtype(ml_dtypes.bfloat16), "fp16": np.dtype("<f2")}
 
 
-def embeddings_size(config: ModelConfig, precision: str) -> int:
-    """Size of the token embeddings file in bytes."""
-    return config.vocab_size * config.hidden_size * DTYPES[precision].itemsize
+def parameter_sources(
+    checkpoint: Checkpoint, parameters: Sequence[Parameter], precision: str
+) -> dict[str, TensorSource]:
+    """Sources of parameters, by name; reading one raises ``CheckpointError`` for values that cannot be exported."""
+
+    def source(parameter: Parameter) -> TensorSource:
+        return _source(parameter.shape, precision, lambda: checkpoint.blocks(parameter, DTYPES[precision]))
+
+    return {parameter.name: source(parameter) for parameter in parameters}
 
 
-def write_weights(
-    writer: BundleWriter,
-    graph: Graph,
-    checkpoint: Checkpoint,
-    precision: str,
-    max_length: int,
-    progress: Progress,
-) -> None:
-    """Writes the external data file of a graph, in the order of its slots.
+def rotary_sources(checkpoint: Checkpoint, max_length: int, precision: str) -> dict[str, TensorSource]:
+    """Sources of the decoder's rotary tables, each [max_length, head_dim / 2]."""
+    rope = RotaryTable(checkpoint.config, max_length)
 
-    Raises:
-        CheckpointError: a tensor holds values that cannot be exported.
-    """
-    blocks = blocks_by_name(checkpoint, max_length, DTYPES[precision])
-    file = writer.open(graph.weights_file)
-    try:
-        for slot in graph.slots:
-            file.pad_to(ALIGNMENT)
-            if file.size != slot.offset:
-                raise AssertionError(f"{slot.name} should start at {slot.offset}, the file is at {file.size}")
-            for block in blocks(slot.name):
-                data = as_bytes(block)
-                file.write(data)
-                progress(data.nbytes)
-    finally:
-        file.close()
-    writer.add(graph.weights_file, file)
+    def source(table: torch.Tensor) -> TensorSource:
+        return _source(tuple(table.shape), precision, lambda: iter([table.to(DTYPES[precision])]))
+
+    return {"rope.cos": source(rope.cos), "rope.sin": source(rope.sin)}
 
 
-def write_embeddings(writer: BundleWriter, checkpoint: Checkpoint, precision: str, progress: Progress) -> None:
-    """Writes the token embeddings, [vocab, hidden] row by row."""
-    file = writer.open(EMBEDDINGS)
-    try:
-        for block in checkpoint.embedding_blocks(DTYPES[precision]):
-            data = as_bytes(block)
-            file.write(data)
-            progress(data.nbytes)
-    finally:
-        file.close()
-    writer.add(EMBEDDINGS, file)
+def embeddings_source(checkpoint: Checkpoint, precision: str) -> TensorSource:
+    """The token embeddings, [vocab, hidden]."""
+    shape = (checkpoint.config.vocab_size, checkpoint.config.hidden_size)
+    return _source(shape, precision, lambda: checkpoint.embedding_blocks(DTYPES[precision]))
 
 
-def as_bytes(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a tensor, row-major, little-endian. numpy has no bfloat16, so the bytes go as they are."""
-    array: npt.NDArray[np.uint8] = tensor.contiguous().flatten().view(torch.uint8).numpy()
-    return array.data
+def _source(shape: tuple[int, ...], precision: str, blocks: Callable[[], Iterator[torch.Tensor]]) -> TensorSource:
+    kind = _ARRAYS[precision]
+
+    def arrays() -> Iterator[npt.NDArray[Any]]:
+        for block in blocks():
+            # numpy has no bfloat16 of its own, so the bytes are handed over.
+            yield block.contiguous().flatten().view(torch.uint8).numpy().view(kind).reshape(-1, *shape[1:])
+
+    return TensorSource(kind, shape, arrays)
 
 
-def blocks_by_name(
-    checkpoint: Checkpoint, max_length: int, dtype: torch.dtype
-) -> Callable[[str], Iterable[torch.Tensor]]:
-    """What gives the values of a graph's initializer in consecutive blocks of rows."""
-    config = checkpoint.config
-    parameters = {item.name: item for item in vision_parameters(config) + decoder_parameters(config)}
-    rope = RotaryTable(config, max_length)
-    tables = {"rope.cos": rope.cos, "rope.sin": rope.sin}
+def load_decoder(checkpoint: Checkpoint, dtype: torch.dtype, max_length: int, last_only: bool = True) -> Decoder:
+    """The PyTorch decoder with the checkpoint's weights, all in memory."""
+    with default_dtype(dtype):
+        module = Decoder(checkpoint.config, max_length, last_only).eval()
+    _load(module, decoder_parameters(checkpoint.config), checkpoint, dtype)
+    return module
 
-    def blocks(name: str) -> Iterable[torch.Tensor]:
-        if name in tables:
-            return [tables[name].to(dtype)]
-        return checkpoint.blocks(parameters[name], dtype)
 
-    return blocks
+def load_vision(checkpoint: Checkpoint, dtype: torch.dtype) -> Vision:
+    """The PyTorch vision module with the checkpoint's weights."""
+    with default_dtype(dtype):
+        module = Vision(checkpoint.config).eval()
+    _load(module, vision_parameters(checkpoint.config), checkpoint, dtype)
+    return module
+
+
+def _load(module: torch.nn.Module, parameters: list[Parameter], checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    state = module.state_dict()
+    for item in parameters:
+        place = state[item.name].view(-1)
+        for block in checkpoint.blocks(item, dtype):
+            place[: block.numel()].copy_(block.flatten())
+            place = place[block.numel() :]

@@ -7,16 +7,14 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-import onnx
-
 from export.errors import QuantizationError
-from export.quantized.parts import Part, parts, size, write
+from export.external_data import operators, write_graphs
 from export.quantized.plan import QuantizationPlan
-from export.quantized.rewrite import rewrite
+from export.quantized.rewrite import decoder_files
 from export.quantized.weights import DecoderWeights
 from export.writer import BundleWriter
 from plugins_trt.function import OPSET
-from plugins_trt.schema import DOMAIN, VERSION, W8A8
+from plugins_trt.schema import W8A8
 from runtime.bundle.manifest import (
     CPU,
     DECODER_GRAPH,
@@ -26,7 +24,6 @@ from runtime.bundle.manifest import (
     RECORDING,
     W4A16,
     Manifest,
-    Quantization,
 )
 from runtime.bundle.reader import Bundle
 from runtime.console.console import SILENT, Console
@@ -62,20 +59,23 @@ def write_quantized(
     """
     check_source(source.manifest, plan.mode, form, kv_cache=bool(plan.caches))
     weights = DecoderWeights(source, plan.smoothing)
-    decoder = parts(rewrite(weights, plan, form), form, source.manifest.model, plan.caches)
+    graphs = decoder_files(weights, plan, form, source.manifest.model)
+    kept = [name for name in source.manifest.files if _is_shared(name)]
     with BundleWriter(target, overwrite) as writer:
-        kept = [name for name in source.manifest.files if _is_shared(name)]
-        # Graphs, and zeros between weights, are a few megabytes.
-        writer.require_space(size(decoder) + sum(source.manifest.files[name].size for name in kept) + (16 << 20))
-        with console.bar("writing", size(decoder), "B") as advance:
-            write(decoder, writer, advance)
+        write_graphs(writer, graphs, console, other_bytes=sum(source.manifest.files[name].size for name in kept))
         for name in kept:
             writer.copy(name, source)
         for name, data in (record or {}).items():
             writer.write(name, data)
-        for part in decoder:
-            _check_graph(writer.folder / part.graph)
-        return writer.commit(_manifest(source.manifest, plan, form, decoder))
+        return writer.commit(
+            replace(
+                source.manifest,
+                operators=operators(graphs),
+                created_by={**source.manifest.created_by, "quantized_by": f"monoedge {version('monoedge')}"},
+                engines={},
+                quantization=plan.manifest_entry(form),
+            )
+        )
 
 
 def check_source(manifest: Manifest, mode: str, form: str, kv_cache: bool = False) -> None:
@@ -118,39 +118,3 @@ def check_source(manifest: Manifest, mode: str, form: str, kv_cache: bool = Fals
 def _is_shared(name: str) -> bool:
     """Whether a file of the source is as good for what is made of it: a recorded set is of the decoder before."""
     return name not in (DECODER_GRAPH, DECODER_WEIGHTS) and Path(name).parts[0] != RECORDING
-
-
-def _check_graph(path: Path) -> None:
-    try:
-        # By path: external data is looked at without being read into memory.
-        onnx.checker.check_model(str(path))
-        model = onnx.load(path, load_external_data=False)
-        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise QuantizationError(
-            f"the quantized decoder does not pass ONNX's checks, please report this: {str(error).splitlines()[0]}"
-        ) from None
-
-
-def _manifest(source: Manifest, plan: QuantizationPlan, form: str, decoder: list[Part]) -> Manifest:
-    ours = {node.op_type for part in decoder for node in part.model.graph.node if node.domain == DOMAIN}
-    return replace(
-        source,
-        operators=dict.fromkeys(sorted(ours), VERSION),
-        created_by={**source.created_by, "quantized_by": f"monoedge {version('monoedge')}"},
-        engines={},
-        quantization=quantization(plan, form),
-    )
-
-
-def quantization(plan: QuantizationPlan, form: str) -> Quantization:
-    """What the manifest of a bundle says of a plan that it follows."""
-    names = [matrix.name for matrix in plan.matrices]
-    return Quantization(
-        mode=plan.mode,
-        form=form,
-        experts=tuple(e for e in ("text", "visual") if any(f".feed_forward.{e}_" in name for name in names)),
-        attention=any(".attention." in name for name in names),
-        lm_head="lm_head.weight" in names,
-        kv_cache=bool(plan.caches),
-    )

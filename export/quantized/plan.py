@@ -1,7 +1,7 @@
-"""What is to be stored in INT8, and with which scales: from the choice of scales to the writer of bundles.
+"""What is to be stored in integers, and with which scales.
 
-``export.quantized.bundle.write_quantized`` writes a bundle that follows a plan. Where scales come from
-does not matter here: from observed activations, or from the weights alone.
+``export.quantized.bundle.write_quantized`` writes a bundle that follows a plan. Scales may come from observed
+activations, or from the weights alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from export.passes.int8_caches import CachePlan
+from plugins_trt.schema import EXPERTS
+from runtime.bundle.manifest import Quantization
 
 Vector = npt.NDArray[np.float32]
 
@@ -61,8 +63,8 @@ class QuantizationPlan:
     neither.
 
     Attributes:
-        mode: one of ``runtime.bundle.manifest.MODES``; with ``w8a8`` every matrix has an ``input_scale``, otherwise
-            none.
+        mode: one of ``runtime.bundle.manifest.MODES``, or ``W4A16``; with ``w8a8`` every matrix has an
+            ``input_scale``, otherwise none.
         matrices: in any order.
         smoothing: at most one a layer.
         caches: at most one a layer.
@@ -72,3 +74,17 @@ class QuantizationPlan:
     matrices: tuple[MatrixPlan, ...]
     smoothing: tuple[Smoothing, ...] = ()
     caches: tuple[CachePlan, ...] = ()
+
+    def manifest_entry(self, form: str) -> Quantization | None:
+        """What the manifest of a bundle that follows the plan says of it; None where nothing is quantized."""
+        if not self.matrices and not self.caches:
+            return None
+        names = [matrix.name for matrix in self.matrices]
+        return Quantization(
+            mode=self.mode,
+            form=form,
+            experts=tuple(e for e in EXPERTS if any(f".feed_forward.{e}_" in name for name in names)),
+            attention=any(".attention." in name for name in names),
+            lm_head="lm_head.weight" in names,
+            kv_cache=bool(self.caches),
+        )

@@ -1,48 +1,90 @@
-"""The decoder's graph with some matrices in INT8, and what its initializers then hold.
+"""The decoder's graphs with some matrices in integers.
 
-Two forms. ``qdq`` says the arithmetic in ONNX's own operators, for TensorRT and as the reference on any runtime;
-``cpu`` uses ONNX Runtime's ``MatMulNBits``, with the same INT8 numbers and scales. In both, a node of an expert
-operator becomes the quantized form of it, whose body goes into the model. ``export.quantized.nodes`` has the nodes,
-``export.quantized.contents`` the data.
+There are two forms. ``qdq`` states the arithmetic in ONNX's own operators, for TensorRT and as the reference on any
+runtime. ``cpu`` uses ONNX Runtime's ``MatMulNBits``, with the same INT8 numbers and scales. In both, a node of an
+expert operator becomes the quantized form of it, whose body goes into the model. ``export.quantized.nodes`` has the
+nodes, ``export.quantized.initializers`` the data.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from export.errors import QuantizationError
-from export.quantized.contents import Content, replace_initializers
+from export.external_data import GraphFile, TensorSource, layout
+from export.passes.by_expert import for_expert
+from export.passes.group_query_attention import group_query_attention
+from export.quantized.initializers import initializers
 from export.quantized.nodes import matrices_of, rewrite_node
 from export.quantized.plan import MatrixPlan, QuantizationPlan
 from export.quantized.weights import Weights
 from plugins_trt import function
 from plugins_trt.schema import DOMAIN, W8A8
-from runtime.bundle.manifest import CPU
+from runtime.bundle.manifest import (
+    CPU,
+    DECODER_GRAPH,
+    DECODER_WEIGHTS,
+    VISUAL_DECODER_GRAPH,
+    VISUAL_DECODER_WEIGHTS,
+    ModelFacts,
+)
 
 
-@dataclass(frozen=True)
-class Rewritten:
-    """A graph whose initializers have no data, and the data by name, in the graph's order."""
+def decoder_files(weights: Weights, plan: QuantizationPlan, form: str, facts: ModelFacts) -> list[GraphFile]:
+    """The graphs of a quantized decoder.
 
-    model: onnx.ModelProto
-    contents: dict[str, Content]
-
-
-def rewrite(weights: Weights, plan: QuantizationPlan, form: str) -> Rewritten:
-    """The quantized decoder.
+    In form ``cpu`` each kind of tokens has a graph with its own experts alone (``export.passes.by_expert``), so that a
+    conversation of text never opens the visual experts' weights: ONNX Runtime copies what ``MatMulNBits`` takes into a
+    layout of its own, all of it, when it opens a graph. What both use lies in the text decoder's file.
 
     Args:
         weights: of the decoder that is not quantized, smoothed as the plan says.
         plan: what to quantize; in form ``cpu`` that may be nothing.
-        form: ``qdq`` or ``cpu``; the latter takes no ``input_scale``.
+        form: ``qdq`` or ``cpu``; only the latter takes ``caches``, and it takes no ``input_scale``.
+        facts: of the model.
 
     Raises:
-        QuantizationError: a plan that does not fit the decoder.
+        QuantizationError: a plan that does not fit the decoder, or a decoder that this monoedge did not export.
     """
+    model, tensors = _rewrite(weights, plan, form)
+    if form != CPU:
+        return [GraphFile(DECODER_GRAPH, DECODER_WEIGHTS, model, tensors)]
+    group_query_attention(model, facts, plan.caches)
+    text, visual = for_expert(model, "text"), for_expert(model, "visual")
+    own = _place(text.graph, tensors, DECODER_WEIGHTS, {})
+    shared = {tensor.name: tensor for tensor in text.graph.initializer}
+    others = _place(visual.graph, tensors, VISUAL_DECODER_WEIGHTS, shared)
+    return [
+        GraphFile(DECODER_GRAPH, DECODER_WEIGHTS, text, own),
+        GraphFile(VISUAL_DECODER_GRAPH, VISUAL_DECODER_WEIGHTS, visual, others),
+    ]
+
+
+def _place(
+    graph: onnx.GraphProto,
+    tensors: Mapping[str, TensorSource],
+    file: str,
+    elsewhere: Mapping[str, onnx.TensorProto],
+) -> dict[str, TensorSource]:
+    """Places those tensors of a graph in a file that are not elsewhere already; returns what lies in the file."""
+    names = [tensor.name for tensor in graph.initializer]
+    own = {name: tensors[name] for name in names if name in tensors and name not in elsewhere}
+    placed = {**layout(own, file), **elsewhere}
+    _replace_initializers(graph, [placed.get(tensor.name, tensor) for tensor in graph.initializer])
+    return own
+
+
+def _replace_initializers(graph: onnx.GraphProto, initializers: list[onnx.TensorProto]) -> None:
+    del graph.initializer[:]
+    graph.initializer.extend(initializers)
+
+
+def _rewrite(weights: Weights, plan: QuantizationPlan, form: str) -> tuple[onnx.ModelProto, dict[str, TensorSource]]:
+    """One graph for both kinds of tokens, and what its initializers hold."""
     plans = _checked(weights, plan, form)
     model = onnx.ModelProto()
     model.CopyFrom(weights.model)
@@ -55,7 +97,8 @@ def rewrite(weights: Weights, plan: QuantizationPlan, form: str) -> Rewritten:
     del model.functions[:]
     opset = function.opset_of(model)
     model.functions.extend([*function.bodies(used, opset), *others])
-    contents = replace_initializers(graph, plans, weights, form)
+    tensors, small = initializers(graph, plans, weights, form)
+    _replace_initializers(graph, [*layout(tensors, DECODER_WEIGHTS).values(), *small])
     # Exporters note the types of initializers too.
     noted = [value for value in graph.value_info if value.name not in plans]
     del graph.value_info[:]
@@ -64,7 +107,7 @@ def rewrite(weights: Weights, plan: QuantizationPlan, form: str) -> Rewritten:
         model.opset_import.append(helper.make_opsetid(function.CPU_DOMAIN, 1))
         if plans:
             _keep_from_prepacking(graph)
-    return Rewritten(model, contents)
+    return model, tensors
 
 
 def _checked(weights: Weights, plan: QuantizationPlan, form: str) -> dict[str, MatrixPlan]:

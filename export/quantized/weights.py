@@ -1,54 +1,21 @@
-"""The weights of a bundle's decoder, read block by block, smoothed if wanted. No more than a block is in memory."""
+"""The weights of the decoder that is quantized, read block by block, smoothed if wanted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
 from export.errors import QuantizationError
+from export.external_data import BLOCK_BYTES, TensorSource
 from export.quantized.plan import Smoothing, Vector
 from runtime.bundle.manifest import DECODER_GRAPH
 from runtime.bundle.reader import Bundle
-
-BLOCK_BYTES = 32 << 20
-"""How much of a tensor is in memory at a time, counted in float32."""
-
-
-class Weights(Protocol):
-    """Where the matrices of a decoder come from: a bundle, or a checkpoint."""
-
-    @property
-    def model(self) -> onnx.ModelProto:
-        """The decoder, not quantized, its initializers without data."""
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of an initializer."""
-
-    def dtype(self, name: str) -> np.dtype[Any]:
-        """The number format that an initializer has in ``model``."""
-
-    def is_smoothed(self, name: str) -> bool:
-        """Whether values are read otherwise than they are stored."""
-
-    def stored(self, name: str) -> Iterator[npt.NDArray[Any]]:
-        """An initializer in consecutive blocks of rows, in its own number format, never smoothed."""
-
-    def blocks(self, name: str) -> Iterator[npt.NDArray[np.float32]]:
-        """The same in float32, smoothed."""
-
-
-@dataclass(frozen=True)
-class _Place:
-    file: Path
-    offset: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
 
 
 @dataclass(frozen=True)
@@ -63,47 +30,41 @@ class _Factors:
     """[rows]"""
 
 
-class DecoderWeights:
-    """Reads the initializers of ``decoder.onnx``.
+class Weights:
+    """A decoder that is not quantized. No more than a block of a tensor is in memory.
 
     Args:
-        bundle: not quantized.
+        model: its graph, whose initializers have no data.
+        tensors: what they hold.
         smoothing: factors that the values are read with.
 
     Raises:
-        QuantizationError: the graph cannot be read, or factors that do not fit it. Methods raise it for a name that is
-            not there.
+        QuantizationError: factors that do not fit. Methods raise it for a name that is not there.
     """
 
-    def __init__(self, bundle: Bundle, smoothing: Iterable[Smoothing] = ()) -> None:
-        path = bundle.path(DECODER_GRAPH)
-        try:
-            self.model = onnx.load(path, load_external_data=False)
-        except Exception as error:
-            # Protobuf has errors of its own, which differ between its versions.
-            raise QuantizationError(f"{path} cannot be read ({error}): export the bundle again") from None
-        self._places: dict[str, _Place] = {}
-        for tensor in self.model.graph.initializer:
-            data = {entry.key: entry.value for entry in tensor.external_data}
-            if not data:
-                continue
-            if data["location"] not in bundle.manifest.files:
-                raise QuantizationError(f"{path}: {tensor.name} has no data in the bundle: export the bundle again")
-            self._places[tensor.name] = _Place(
-                bundle.path(data["location"]),
-                int(data.get("offset", 0)),
-                tuple(tensor.dims),
-                np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)),
-            )
+    def __init__(
+        self, model: onnx.ModelProto, tensors: Mapping[str, TensorSource], smoothing: Iterable[Smoothing] = ()
+    ) -> None:
+        self.model, self._tensors = model, tensors
         self._factors = self._factors_of(smoothing)
+
+    def smoothed(self, smoothing: Iterable[Smoothing]) -> Weights:
+        """The same decoder, read with these factors."""
+        return Weights(self.model, self._tensors, smoothing)
+
+    def source(self, name: str) -> TensorSource:
+        """An initializer as it is stored, never smoothed."""
+        if name not in self._tensors:
+            raise QuantizationError(f"the decoder has no weight {name!r}")
+        return self._tensors[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of an initializer."""
-        return self._place(name).shape
+        return self.source(name).shape
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """The number format that an initializer is stored in."""
-        return self._place(name).dtype
+        return self.source(name).dtype
 
     def is_smoothed(self, name: str) -> bool:
         """Whether values are read otherwise than they are stored."""
@@ -111,20 +72,13 @@ class DecoderWeights:
 
     def stored(self, name: str) -> Iterator[npt.NDArray[Any]]:
         """The rows of an initializer in blocks, in its own number format, never smoothed."""
-        place = self._place(name)
-        shape = place.shape
-        rows, columns = shape if len(shape) == 2 else (1, int(np.prod(shape)))
-        step = max(1, BLOCK_BYTES // (4 * columns))
-        for start in range(0, rows, step):
-            count = min(step, rows - start) * columns
-            offset = place.offset + start * columns * place.dtype.itemsize
-            values = np.fromfile(place.file, place.dtype, count, offset=offset)
-            yield values.reshape(-1, *shape[1:])
+        return iter(self.source(name).blocks())
 
     def blocks(self, name: str) -> Iterator[npt.NDArray[np.float32]]:
         """The rows of an initializer in blocks, in float32, smoothed."""
         factors, start = self._factors.get(name, _Factors()), 0
         for stored in self.stored(name):
+            # A copy: blocks as they are stored may be somebody else's.
             values = stored.astype(np.float32)
             if factors.times is not None:
                 values *= factors.times
@@ -134,11 +88,6 @@ class DecoderWeights:
                 values /= factors.over_rows[start : start + len(values), None]
             start += len(values)
             yield values
-
-    def _place(self, name: str) -> _Place:
-        if name not in self._places:
-            raise QuantizationError(f"the decoder has no weight {name!r}")
-        return self._places[name]
 
     def _factors_of(self, smoothing: Iterable[Smoothing]) -> dict[str, _Factors]:
         factors: dict[str, _Factors] = {}
@@ -166,3 +115,46 @@ class DecoderWeights:
                 f"smoothing of {name} should be {columns} positive numbers, got {factor.shape} from {factor.min()}"
             )
         return factor.astype(np.float32, copy=False)
+
+
+class DecoderWeights(Weights):
+    """Those of a bundle's ``decoder.onnx``, which is read once here.
+
+    Args:
+        bundle: not quantized.
+        smoothing: factors that the values are read with.
+
+    Raises:
+        QuantizationError: the graph cannot be read, or factors that do not fit it.
+    """
+
+    def __init__(self, bundle: Bundle, smoothing: Iterable[Smoothing] = ()) -> None:
+        path = bundle.path(DECODER_GRAPH)
+        try:
+            model = onnx.load(path, load_external_data=False)
+        except Exception as error:
+            # Protobuf has errors of its own, which differ between its versions.
+            raise QuantizationError(f"{path} cannot be read ({error}): export the bundle again") from None
+        tensors = {}
+        for tensor in model.graph.initializer:
+            data = {entry.key: entry.value for entry in tensor.external_data}
+            if not data:
+                continue
+            if data["location"] not in bundle.manifest.files:
+                raise QuantizationError(f"{path}: {tensor.name} has no data in the bundle: export the bundle again")
+            tensors[tensor.name] = _in_file(tensor, bundle.path(data["location"]), int(data.get("offset", 0)))
+        super().__init__(model, tensors, smoothing)
+
+
+def _in_file(tensor: onnx.TensorProto, file: Path, offset: int) -> TensorSource:
+    shape, dtype = tuple(tensor.dims), np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    rows, columns = shape if len(shape) == 2 else (1, int(np.prod(shape)))
+
+    def blocks() -> Iterator[npt.NDArray[Any]]:
+        step = max(1, BLOCK_BYTES // (4 * columns))
+        for start in range(0, rows, step):
+            count = min(step, rows - start) * columns
+            values = np.fromfile(file, dtype, count, offset=offset + start * columns * dtype.itemsize)
+            yield values.reshape(-1, *shape[1:])
+
+    return TensorSource(dtype, shape, blocks)

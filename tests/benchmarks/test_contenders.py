@@ -14,8 +14,7 @@ import pytest
 
 import runtime
 from export.checkpoint.reader import Checkpoint
-from export.model.loading import load_decoder, load_vision
-from export.model.trace import DTYPES
+from export.model.weights import DTYPES, load_decoder, load_vision
 from runtime.bench.record import Record
 from runtime.errors import MonoedgeError
 from runtime.generation import Sequence

@@ -22,6 +22,7 @@ import runtime
 from export.bundle import export_bundle
 from export.checkpoint.reader import INDEX_FILE, Checkpoint
 from export.checkpoint.tokenizer import convert
+from export.options import ExportOptions
 from runtime.console.console import SILENT, Advance, Console
 from runtime.errors import MonoedgeError
 from runtime.text.tokenizer import CHAT_TOKENS, IMAGE_TOKENS, Tokenizer
@@ -226,7 +227,7 @@ def test_the_command_line_explains_itself_without_torch(tmp_path):
 @pytest.mark.parametrize("version", ["1.0", "1.5"])
 def test_it_exports_and_answers(made, tmp_path, version):
     checkpoint = Checkpoint(made / version)
-    export_bundle(checkpoint, "made", tmp_path / "bundle", "fp32", 512, False, SILENT)
+    export_bundle(checkpoint, "made", tmp_path / "bundle", ExportOptions(max_length=512), SILENT)
     model = runtime.load(tmp_path / "bundle")
     model.stop_ids = frozenset()
     picture = np.random.default_rng(0).integers(0, 256, (448, 448, 3), dtype=np.uint8)

@@ -323,7 +323,7 @@ def test_same_checkpoint_gives_the_same_bytes(make: Make, tmp_path: Path) -> Non
     [
         (["--weights", "int8"], "--weights int8 is for --target cpu: add that, or leave it out"),
         (["--target", "trt10.3", "--weights", "int4"], "--weights int4 is for --target cpu"),
-        (["--target", "cpu", "--dtype", "bf16"], "a CPU computes in fp32 beside its weights: leave out --dtype bf16"),
+        (["--target", "cpu", "--dtype", "bf16"], "--target cpu computes in fp32: leave out --dtype bf16"),
     ],
     ids=["weights", "other-target", "dtype"],
 )

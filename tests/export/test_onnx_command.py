@@ -19,9 +19,9 @@ from onnx.reference import ReferenceEvaluator
 from safetensors.numpy import load_file, save_file
 
 import runtime
-from export.model.trace import cache_names
 from export.onnx import main
 from plugins_trt.schema import DOMAIN, OPERATORS, VERSION
+from runtime.backends.graph import PAST, PRESENT, cache_names
 from runtime.bundle.manifest import DECODER_GRAPH, EMBEDDINGS, MANIFEST
 from runtime.bundle.reader import Bundle
 from runtime.errors import MonoedgeError
@@ -79,8 +79,13 @@ def test_graph_has_the_promised_nodes(tiny_bundle: Path) -> None:
     assert {node.op_type for node in model.graph.node} >= STANDARD_OPERATORS
     assert {function.name for function in model.functions} == {node.op_type for node in custom}
     names = ["inputs_embeds", "visual_mask", "position_ids", "write_indices"]
-    assert [item.name for item in model.graph.input] == names + cache_names(facts.num_hidden_layers, "past_key_values")
-    assert [item.name for item in model.graph.output] == ["logits", *cache_names(facts.num_hidden_layers, "present")]
+    assert [item.name for item in model.graph.input] == names + [
+        PAST + name for name in cache_names(facts.num_hidden_layers)
+    ]
+    assert [item.name for item in model.graph.output] == [
+        "logits",
+        *(PRESENT + name for name in cache_names(facts.num_hidden_layers)),
+    ]
     # Nothing of the exporting machine, and no weight inside the graph file.
     assert str(ROOT).encode() not in model.SerializeToString()
     assert all(item.data_location == onnx.TensorProto.EXTERNAL for item in model.graph.initializer)
@@ -102,7 +107,7 @@ def test_half_precision(dtype: str, half_bundles: Path) -> None:
     facts, length = bundle.manifest.model, len(golden["input_ids"])
     caches = {
         name: np.zeros((1, facts.num_key_value_heads, length, facts.head_dim), element)
-        for name in cache_names(facts.num_hidden_layers, "past_key_values")
+        for name in [PAST + name for name in cache_names(facts.num_hidden_layers)]
     }
     logits = evaluator.run(
         ["logits"],

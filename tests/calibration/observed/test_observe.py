@@ -21,7 +21,7 @@ from calibration.observed.record import Origin, Record, bundle_hash
 from calibration.observed.statistics import merged
 from calibration.trial.prober import Prober
 from export.checkpoint.reader import Checkpoint
-from export.model.loading import load_decoder
+from export.model.weights import load_decoder
 from export.quantized.quantizable import Matrix, choose_matrices, find_matrices
 from export.quantized.weights import DecoderWeights
 from runtime.backends.graph import cache_names

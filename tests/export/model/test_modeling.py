@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 
 from export.checkpoint.reader import Checkpoint
-from export.model.loading import load_decoder, load_vision
+from export.model.weights import load_decoder, load_vision
 from runtime.backends import open_backend
 from runtime.bundle.manifest import DECODER_GRAPH
 from runtime.bundle.reader import Bundle

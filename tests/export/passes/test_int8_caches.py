@@ -23,7 +23,7 @@ from calibration.trial.candidate import candidate, layers_of, only, without
 from calibration.trial.prober import Prober
 from export.checkpoint.reader import Checkpoint
 from export.errors import QuantizationError
-from export.model.loading import load_decoder
+from export.model.weights import load_decoder
 from export.passes.int8_caches import FEW, NAME, CachePlan
 from export.quantized.bundle import write_quantized
 from export.quantized.plan import QuantizationPlan
