@@ -1,4 +1,4 @@
-"""A checkpoint made into a bundle: graphs traced, tensors streamed, the result checked, then put in place."""
+"""Makes a bundle of a checkpoint: graphs traced, tensors streamed, the result checked, then put in place."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def export_bundle(
         name: what the manifest calls it.
         output: the folder to make.
         options: what was chosen.
-        console: told each step, and the progress.
+        console: shows each step and the progress.
 
     Raises:
         CheckpointError: a value cannot be exported, or the graphs do not compute what PyTorch does.
@@ -100,7 +100,7 @@ def export_bundle(
 def _for_target(
     vision: GraphFile, decoder: GraphFile, facts: ModelFacts, options: ExportOptions
 ) -> tuple[list[GraphFile], Quantization | None]:
-    """The graphs to write, and what of them is quantized."""
+    """Returns the graphs to write, and what of them is quantized."""
     if options.target is None:
         return [vision, decoder], None
     if options.target != CPU_TARGET:
@@ -111,7 +111,7 @@ def _for_target(
 
 
 def _plan(decoder: onnx.ModelProto, bits: tuple[int, int] | None) -> QuantizationPlan:
-    """A plan without data: scales come from the weights alone, one a block."""
+    """Returns a plan without calibration data: each block of a row has a scale of its own, from the weights alone."""
     if bits is None:
         return QuantizationPlan(W8A16, ())
     experts, others = bits
@@ -142,11 +142,11 @@ def _record(writer: BundleWriter, bundle: Bundle, console: Console) -> None:
 
 
 def image_processor(config: ModelConfig) -> ImageProcessor:
-    """How a checkpoint wants its images."""
+    """Returns how images are prepared for a checkpoint."""
     return _copied(config, ImageProcessor, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 def _copied(config: ModelConfig, kind: type[T], **others: Any) -> T:  # noqa: ANN401 - fields of any type
-    """A dataclass whose fields are those of the config, but for others."""
+    """Returns a dataclass whose fields are the config's of the same names, but for ``others``."""
     names = {field.name for field in fields(kind)} - set(others)
     return kind(**{name: getattr(config, name) for name in names}, **others)

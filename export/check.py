@@ -93,7 +93,7 @@ def check_forward(bundle: Bundle, checkpoint: Checkpoint) -> str:
 
 
 def _refusing_overflow(module: torch.nn.Module, graph: str, precision: str) -> torch.nn.Module:
-    """The module, made to stop at the first layer whose result is not finite."""
+    """Makes a module raise at the first layer whose result is not finite, and returns it."""
 
     def stop(name: str, result: Any) -> None:  # noqa: ANN401 - whatever a module returns
         tensor = result[0] if isinstance(result, tuple) else result

@@ -66,7 +66,7 @@ class GraphFile:
 
 
 def layout(tensors: Mapping[str, TensorSource], file: str) -> dict[str, TensorProto]:
-    """Places tensors one behind the other in a file of external data; returns the initializers that point there."""
+    """Returns initializers whose data lie one behind the other in a file of external data, in the order given."""
     offset, placed = 0, {}
     for name, source in tensors.items():
         tensor = TensorProto(name=name, dims=source.shape, data_type=helper.np_dtype_to_tensor_dtype(source.dtype))
@@ -79,12 +79,12 @@ def layout(tensors: Mapping[str, TensorSource], file: str) -> dict[str, TensorPr
 
 
 def weights_size(graphs: Iterable[GraphFile]) -> int:
-    """Bytes of the weights of graphs, without the filling between tensors."""
+    """Returns the bytes of all weights of graphs, without the padding between tensors."""
     return sum(source.nbytes for graph in graphs for source in graph.tensors.values())
 
 
 def operators(graphs: Iterable[GraphFile]) -> dict[str, int]:
-    """The custom operators that graphs use, with their version, as a manifest lists them."""
+    """Returns the custom operators that graphs use, with their version, as a manifest lists them."""
     used = {node.op_type for graph in graphs for node in graph.model.graph.node if node.domain == DOMAIN}
     return dict.fromkeys(sorted(used), VERSION)
 
@@ -101,7 +101,7 @@ def write_graphs(
     Args:
         writer: the bundle to write to.
         graphs: the graphs.
-        console: told each step, and the progress.
+        console: shows each step and the progress.
         tables: tensors that are a file each, by its name.
         other_bytes: size of the other large files that the bundle will hold.
 
@@ -110,7 +110,7 @@ def write_graphs(
     """
     files = {graph.weights: graph.tensors for graph in graphs} | {n: {n: table} for n, table in (tables or {}).items()}
     size = sum(source.nbytes for tensors in files.values() for source in tensors.values())
-    # Graphs, filling, tokenizer and templates are a few megabytes.
+    # Graphs, padding, tokenizer and templates are a few megabytes.
     writer.require_space(size + other_bytes + (16 << 20))
     console.say(f"writing {size_text(size)} of weights")
     with console.bar("weights", size, "B") as advance:

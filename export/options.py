@@ -10,10 +10,10 @@ from runtime.errors import OptionError
 CPU_TARGET = "cpu"
 
 TARGETS = (CPU_TARGET, PORTABLE_TARGET)
-"""What ``--target`` may be; without it, graphs are for any runtime that has opset 24."""
+"""Values of ``--target``; without it, graphs are for any runtime that has opset 24."""
 
 CPU_WEIGHTS: dict[str, tuple[int, int] | None] = {"fp32": None, "int8": (8, 8), "int4": (4, 8)}
-"""What ``--weights`` may be: bits of the feed-forward experts' matrices, and of the others; None for floats."""
+"""Values of ``--weights``: bits of the feed-forward experts' matrices and of all others; None for floats."""
 
 DEFAULT_MAX_LENGTH = 8192
 """Tokens that a conversation may have unless ``--max-length`` says otherwise. It costs the size of the rotary
@@ -22,7 +22,7 @@ tables only: caches grow as needed at run time."""
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How a bundle is to be.
+    """What an export makes.
 
     Attributes:
         precision: number format of weights and activations: ``fp32``, ``bf16`` or ``fp16``.
@@ -48,13 +48,13 @@ class ExportOptions:
             raise OptionError(f"--target cpu computes in fp32: leave out --dtype {self.precision}")
 
     def length(self, most: int) -> int:
-        """Tokens that a conversation may have.
+        """Returns how many tokens a conversation may have.
 
         Args:
             most: positions that the model has.
 
         Raises:
-            OptionError: ``max_length`` is more.
+            OptionError: ``max_length`` is more, or less than 1.
         """
         if self.max_length is None:
             return min(DEFAULT_MAX_LENGTH, most)

@@ -40,7 +40,7 @@ class HashingFile:
         self.write(bytes(-self.size % alignment))
 
     def record(self) -> FileRecord:
-        """Size and hash of what was written."""
+        """Returns size and hash of what was written."""
         return FileRecord(self.size, self._digest.hexdigest())
 
     def close(self) -> None:
@@ -49,7 +49,7 @@ class HashingFile:
 
 
 class BundleWriter:
-    """A context manager that collects the files of a bundle; left without ``commit``, it leaves nothing.
+    """Collects the files of a bundle. A context manager: where it ends without ``commit``, it leaves nothing.
 
     Args:
         target: the folder to make.
@@ -122,7 +122,7 @@ class BundleWriter:
         self._records[name] = source.manifest.files[name]
 
     def draft(self, manifest: Manifest) -> Bundle:
-        """The files collected so far, opened as a bundle where they are, for what runs it before it is in place."""
+        """Opens the files collected so far as a bundle, to run it before it is in place."""
         self._write_manifest(manifest)
         try:
             return Bundle(self.folder)
@@ -131,7 +131,7 @@ class BundleWriter:
             (self.folder / MANIFEST).unlink()
 
     def commit(self, manifest: Manifest) -> Manifest:
-        """Puts the bundle in place; returns the manifest with the files collected, as it was written."""
+        """Puts the bundle in place; returns the manifest as it was written, with all files."""
         written = self._write_manifest(manifest)
         self._put_in_place()
         return written

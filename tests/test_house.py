@@ -95,6 +95,13 @@ def test_import_runtime_without_anything_heavy() -> None:
     assert result.stdout == "Session\n", result.stderr
 
 
+def test_what_writes_bundles_needs_no_torch() -> None:
+    modules = "options, writer, external_data, passes.portable, passes.group_query_attention, quantized.bundle"
+    code = "".join(f"import export.{module}\n" for module in modules.split(", "))
+    result = without("torch", "onnxscript", "safetensors", code=code)
+    assert result.returncode == 0, result.stderr
+
+
 def test_missing_onnxruntime_names_its_extra(tiny_v1_bundle: Path) -> None:
     result = without(
         "onnxruntime",

@@ -1,4 +1,4 @@
-"""Tracing: the PyTorch modules to ONNX graphs, without weights.
+"""Traces the PyTorch modules: ONNX graphs without weights.
 
 The modules are built and traced under fake tensors, which have shapes and types but no data, so that tracing the
 full-size model takes a few hundred megabytes. Initializers of the result point into a file of external data that is
@@ -50,7 +50,7 @@ from runtime.bundle.manifest import DECODER_GRAPH, DECODER_WEIGHTS, VISION_GRAPH
 
 
 def trace_vision(checkpoint: Checkpoint, precision: str) -> GraphFile:
-    """``vision.onnx``: pixel_values [tiles, 3, size, size] → visual_embeds [tiles, tokens_per_tile, hidden]."""
+    """Returns ``vision.onnx``: pixel_values [tiles, 3, size, size] → visual_embeds [tiles, tokens_per_tile, hidden]."""
     config = checkpoint.config
     with FakeTensorMode(), modeling.default_dtype(DTYPES[precision]):
         module = modeling.Vision(config).eval()
@@ -61,7 +61,7 @@ def trace_vision(checkpoint: Checkpoint, precision: str) -> GraphFile:
 
 
 def trace_decoder(checkpoint: Checkpoint, precision: str, max_length: int) -> GraphFile:
-    """``decoder.onnx``: see ``modeling.Decoder.forward``; the caches are inputs and outputs one by one."""
+    """Returns ``decoder.onnx``: see ``modeling.Decoder.forward``. Each cache is an input and an output of its own."""
     config = checkpoint.config
     caches = cache_names(config.num_hidden_layers)
     batch, sequence, capacity = (
@@ -118,7 +118,7 @@ def _export(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's advice to its own developers is no use to ours."""
+    """Silences the exporter's warnings, which are for its own developers."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -131,7 +131,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _finish(model: ir.Model, name: str, weights: str, tensors: dict[str, TensorSource]) -> GraphFile:
-    """Initializers in external data, readable node names, no traces of the exporting machine."""
+    """Moves initializers to external data, names nodes after modules, and removes traces of the exporting machine."""
     graph = model.graph
     graph.name = name.removesuffix(".onnx")
     if set(graph.initializers) != set(tensors):
@@ -170,7 +170,7 @@ def _constants_as_tensors(graph: ir.Graph) -> None:
 
 
 def _name_by_place(graph: ir.Graph) -> None:
-    """Nodes and their outputs are named by module and operator, as ``layers.0.feed_forward/FusedMoE``.
+    """Names nodes and their outputs by module and operator, as ``layers.0.feed_forward/FusedMoE``.
 
     Errors of ONNX Runtime and TensorRT quote these names.
     """
@@ -188,7 +188,7 @@ def _name_by_place(graph: ir.Graph) -> None:
 
 
 def _drop_traces(model: ir.Model) -> None:
-    """Stack traces would make the bytes depend on where monoedge is installed."""
+    """Removes stack traces: they would make the bytes depend on where monoedge is installed."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     for node in model.graph:

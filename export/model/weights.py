@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint: as sources of a graph's external data, or in the modules that exports are compared with.
+"""The tensors of a checkpoint: as sources of a graph's external data, or loaded into the PyTorch modules.
 
 Both read a tensor block by block, so that never two copies of all weights are in memory.
 """
@@ -25,7 +25,7 @@ _ARRAYS = {"fp32": np.dtype("<f4"), "bf16": np.dtype(ml_dtypes.bfloat16), "fp16"
 def parameter_sources(
     checkpoint: Checkpoint, parameters: Sequence[Parameter], precision: str
 ) -> dict[str, TensorSource]:
-    """Sources of parameters, by name; reading one raises ``CheckpointError`` for values that cannot be exported."""
+    """Returns sources of parameters by name. Reading one raises ``CheckpointError`` for values that do not fit."""
 
     def source(parameter: Parameter) -> TensorSource:
         return _source(parameter.shape, precision, lambda: checkpoint.blocks(parameter, DTYPES[precision]))
@@ -34,7 +34,7 @@ def parameter_sources(
 
 
 def rotary_sources(checkpoint: Checkpoint, max_length: int, precision: str) -> dict[str, TensorSource]:
-    """Sources of the decoder's rotary tables, each [max_length, head_dim / 2]."""
+    """Returns sources of the decoder's rotary tables by name, each [max_length, head_dim / 2]."""
     rope = RotaryTable(checkpoint.config, max_length)
 
     def source(table: torch.Tensor) -> TensorSource:
@@ -44,7 +44,7 @@ def rotary_sources(checkpoint: Checkpoint, max_length: int, precision: str) -> d
 
 
 def embeddings_source(checkpoint: Checkpoint, precision: str) -> TensorSource:
-    """The token embeddings, [vocab, hidden]."""
+    """Returns the source of the token embeddings, [vocab, hidden]."""
     shape = (checkpoint.config.vocab_size, checkpoint.config.hidden_size)
     return _source(shape, precision, lambda: checkpoint.embedding_blocks(DTYPES[precision]))
 
@@ -61,7 +61,7 @@ def _source(shape: tuple[int, ...], precision: str, blocks: Callable[[], Iterato
 
 
 def load_decoder(checkpoint: Checkpoint, dtype: torch.dtype, max_length: int, last_only: bool = True) -> Decoder:
-    """The PyTorch decoder with the checkpoint's weights, all in memory."""
+    """Returns the PyTorch decoder with the checkpoint's weights, all in memory."""
     with default_dtype(dtype):
         module = Decoder(checkpoint.config, max_length, last_only).eval()
     _load(module, decoder_parameters(checkpoint.config), checkpoint, dtype)
@@ -69,7 +69,7 @@ def load_decoder(checkpoint: Checkpoint, dtype: torch.dtype, max_length: int, la
 
 
 def load_vision(checkpoint: Checkpoint, dtype: torch.dtype) -> Vision:
-    """The PyTorch vision module with the checkpoint's weights."""
+    """Returns the PyTorch vision module with the checkpoint's weights."""
     with default_dtype(dtype):
         module = Vision(checkpoint.config).eval()
     _load(module, vision_parameters(checkpoint.config), checkpoint, dtype)

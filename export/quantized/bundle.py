@@ -30,7 +30,7 @@ from runtime.console.console import SILENT, Console
 
 
 def write_quantized(
-    source: Bundle,
+    source: Bundle | DecoderWeights,
     target: Path,
     plan: QuantizationPlan,
     *,
@@ -44,22 +44,23 @@ def write_quantized(
     Memory stays bounded: weights are read, smoothed, quantized and written some rows at a time.
 
     Args:
-        source: not quantized.
+        source: not quantized; or its weights, where the graph is parsed already.
         target: the folder to make.
         plan: what to quantize, and with which scales.
         form: ``qdq``, for TensorRT and as the reference; or ``cpu``, for ONNX Runtime on a CPU, which takes an fp32
             source and a plan of mode w8a16 or w4a16.
-        record: further files of the bundle by name, as the calibration's record.
+        record: further files of the bundle by name, such as the report of a calibration.
         overwrite: replace a bundle that is there already.
-        console: shown the progress.
+        console: shows each step and the progress.
 
     Raises:
         QuantizationError: the source is quantized already, or the plan does not fit it or the form.
         BundleError: the target cannot be written.
     """
+    weights = DecoderWeights(source) if isinstance(source, Bundle) else source
+    source = weights.bundle
     check_source(source.manifest, plan.mode, form, kv_cache=bool(plan.caches))
-    weights = DecoderWeights(source, plan.smoothing)
-    graphs = decoder_files(weights, plan, form, source.manifest.model)
+    graphs = decoder_files(weights.smoothed(plan.smoothing), plan, form, source.manifest.model)
     kept = [name for name in source.manifest.files if _is_shared(name)]
     with BundleWriter(target, overwrite) as writer:
         write_graphs(writer, graphs, console, other_bytes=sum(source.manifest.files[name].size for name in kept))
@@ -79,10 +80,10 @@ def write_quantized(
 
 
 def check_source(manifest: Manifest, mode: str, form: str, kv_cache: bool = False) -> None:
-    """Whether a bundle can be quantized so at all, before any work.
+    """Checks that a bundle can be quantized in this way, before any work.
 
     Raises:
-        QuantizationError: it cannot.
+        QuantizationError: it cannot be.
     """
     if manifest.quantization is not None:
         raise QuantizationError(
@@ -94,14 +95,14 @@ def check_source(manifest: Manifest, mode: str, form: str, kv_cache: bool = Fals
     if mode not in known:
         raise QuantizationError(f"mode {mode!r} is not known, expected one of: {', '.join(known)}")
     if manifest.by_expert:
-        raise QuantizationError("the bundle is made for a CPU already: export one with no --target cpu")
+        raise QuantizationError("the bundle is made for a CPU already: export one without --target cpu")
     if form == CPU and manifest.precision != "fp32":
         raise QuantizationError(
             f"the bundle is {manifest.precision}, and a CPU computes in fp32 beside INT8: export it with --dtype fp32"
         )
     if form == CPU and mode == W8A8:
         raise QuantizationError(
-            f"ONNX Runtime's CPU kernels scale activations themselves, so {mode} is not for them: choose w8a16"
+            f"mode {mode} fixes scales of activations, which ONNX Runtime's CPU kernels choose themselves: choose w8a16"
         )
     if form != CPU and kv_cache:
         raise QuantizationError(
@@ -110,11 +111,11 @@ def check_source(manifest: Manifest, mode: str, form: str, kv_cache: bool = Fals
         )
     if kv_cache and manifest.opset < OPSET:
         raise QuantizationError(
-            f"INT8 caches need graphs of opset {OPSET}, and the bundle's are of {manifest.opset}: export it with no "
-            "--target"
+            f"INT8 caches need graphs of opset {OPSET}, and the bundle's are of opset {manifest.opset}: export it "
+            "without --target"
         )
 
 
 def _is_shared(name: str) -> bool:
-    """Whether a file of the source is as good for what is made of it: a recorded set is of the decoder before."""
+    """Returns whether a file is copied: not the decoder, nor the recorded set, which is that decoder's."""
     return name not in (DECODER_GRAPH, DECODER_WEIGHTS) and Path(name).parts[0] != RECORDING

@@ -1,4 +1,4 @@
-"""What the initializers of a quantized decoder hold."""
+"""The initializers of a quantized decoder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FLOAT32, _INT8, _UINT8 = np.dtype("<f4"), np.dtype(np.int8), np.dtype(np.uint8)
 def initializers(
     graph: onnx.GraphProto, plans: Mapping[str, MatrixPlan], weights: Weights, form: str
 ) -> tuple[dict[str, TensorSource], list[onnx.TensorProto]]:
-    """The initializers that a graph takes whose nodes are rewritten.
+    """Returns the initializers that a graph takes whose nodes are rewritten.
 
     Args:
         graph: its initializers are still those of the decoder that is not quantized.
@@ -63,7 +63,7 @@ def initializers(
 
 
 def _int8(plan: MatrixPlan, scale: Vector, weights: Weights) -> dict[str, TensorSource]:
-    """A matrix as ``DequantizeLinear`` takes it, each row with its scale."""
+    """Returns a matrix as ``DequantizeLinear`` takes it, with a scale for each row."""
     shape = weights.shape(plan.name)
 
     def numbers() -> Iterator[npt.NDArray[Any]]:
@@ -77,7 +77,7 @@ def _int8(plan: MatrixPlan, scale: Vector, weights: Weights) -> dict[str, Tensor
 
 
 def _packed(plan: MatrixPlan, weights: Weights, size: int) -> dict[str, TensorSource]:
-    """A matrix as ``MatMulNBits`` takes it, each block of a row with its scale: both come of one reading."""
+    """Returns a matrix as ``MatMulNBits`` takes it, with a scale for each block of a row. Both come of one reading."""
     rows, columns = weights.shape(plan.name)
     count = quantize.blocks(columns, size)
     kept: list[quantize.Floats] = []
@@ -107,7 +107,7 @@ def _packed(plan: MatrixPlan, weights: Weights, size: int) -> dict[str, TensorSo
 
 
 def _float(name: str, weights: Weights) -> TensorSource:
-    """A tensor that stays in its number format: as it is, or smoothed and rounded again."""
+    """Returns a tensor that keeps its number format: as it is, or smoothed and rounded again."""
     source = weights.source(name)
 
     def smoothed() -> Iterator[npt.NDArray[Any]]:
@@ -122,10 +122,12 @@ def _float(name: str, weights: Weights) -> TensorSource:
 
 
 def _finite(plan: MatrixPlan, weights: Weights) -> Iterator[tuple[slice, quantize.Floats]]:
-    """Which rows of a matrix, and what they hold."""
+    """Yields rows of a matrix, with their numbers."""
     start = 0
     for block in weights.blocks(plan.name):
         if not np.isfinite(block).all():
-            raise QuantizationError(f"{plan.name} holds numbers that are not finite: INT8 has none")
+            raise QuantizationError(
+                f"{plan.name} holds NaN or infinite values, which integers cannot: export the bundle again"
+            )
         yield slice(start, start + len(block)), block
         start += len(block)

@@ -20,21 +20,21 @@ from plugins_trt.schema import ALL_OPERATORS, DOMAIN, EXPERTS, FLOAT, MATRICES, 
 from runtime.bundle.manifest import CPU
 
 ZERO = "int8_zero"
-"""The zero point of everything, as an initializer."""
+"""Name of the initializer that is every zero point."""
 
 
 def scale_name(matrix: str) -> str:
-    """Name of the initializer with a matrix's scales."""
+    """Returns the name of the initializer with a matrix's scales."""
     return f"{matrix}_scale"
 
 
 def input_scale_name(matrix: str) -> str:
-    """Name of the initializer with the scale of the activations in front of a matrix."""
+    """Returns the name of the initializer with the scale of a matrix's input."""
     return f"{matrix}_input_scale"
 
 
 def matrices_of(node: onnx.NodeProto) -> dict[str, str]:
-    """The matrices of a node that can be quantized: initializers by their name in the operator; empty for a Gemm."""
+    """Returns the initializers of a node that can be quantized, by their names in the operator; "" for a Gemm's."""
     if node.domain == DOMAIN:
         operator = _operator(node)
         names = [tensor.name for tensor in operator.inputs]
@@ -52,7 +52,7 @@ def _operator(node: onnx.NodeProto) -> Operator:
 def rewrite_node(
     node: onnx.NodeProto, plans: Mapping[str, MatrixPlan], weights: Weights, form: str
 ) -> Iterator[onnx.NodeProto]:
-    """What stands in place of a node: itself, unless one of its matrices is planned.
+    """Yields what stands in place of a node: the node itself, unless one of its matrices is planned.
 
     Raises:
         QuantizationError: a plan that does not fit it.
@@ -107,7 +107,7 @@ def _expert_node(node: onnx.NodeProto, planned: dict[str, MatrixPlan], weights: 
 
 
 def _block_size(node: onnx.NodeProto, planned: dict[str, MatrixPlan], weights: Weights) -> int:
-    """One for all matrices of a node, since it is an attribute: that of the narrowest."""
+    """Returns one block size for all matrices of a node, since it is an attribute: that of the narrowest."""
     narrowest = min(weights.shape(name)[1] for name in matrices_of(node).values())
     return quantize.block_size(narrowest, min(plan.bits for plan in planned.values()))
 
@@ -129,7 +129,7 @@ def _nbits_node(node: onnx.NodeProto, plan: MatrixPlan, weights: Weights) -> onn
 
 
 def _dequantized(node: onnx.NodeProto, plan: MatrixPlan, weights: Weights) -> Iterator[onnx.NodeProto]:
-    """A Gemm over the values that INT8 stands for.
+    """Yields a Gemm over the values that INT8 stands for.
 
     w8a16: they are rounded to the graph's type, in which the Gemm stays. w8a8: the Gemm is in float32, as which a
     product of INT8 values states itself exactly; runtimes compute it in integers.

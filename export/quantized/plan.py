@@ -76,7 +76,7 @@ class QuantizationPlan:
     caches: tuple[CachePlan, ...] = ()
 
     def manifest_entry(self, form: str) -> Quantization | None:
-        """What the manifest of a bundle that follows the plan says of it; None where nothing is quantized."""
+        """Returns what a bundle's manifest says of the plan; None where nothing is quantized."""
         if not self.matrices and not self.caches:
             return None
         names = [matrix.name for matrix in self.matrices]

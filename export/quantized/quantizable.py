@@ -1,4 +1,4 @@
-"""Where in a decoder the matrices are, and how the activations in front of them are brought to light.
+"""Finds a decoder's matrices, and makes the activations in front of them outputs of the graph.
 
 A matrix is the second input of a ``Gemm``, in the graph or in the body of an operator; the activations are its first.
 Nothing else is known here of what the bodies look like.
@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import onnx
 
 from export.errors import QuantizationError
-
-EXPERTS = ("text", "visual")
 
 _NAME = re.compile(
     r"layers\.(?P<layer>\d+)\.(?P<part>feed_forward|attention)\.(?:\w+\.)?(?:(?P<expert>text|visual)_)?\w+"
@@ -52,7 +50,7 @@ class Matrix:
 
 
 def find_matrices(model: onnx.ModelProto) -> list[Matrix]:
-    """All matrices of a decoder that may be quantized, in graph order."""
+    """Returns all matrices of a decoder that can be quantized, in graph order."""
     shapes: dict[str, tuple[int, ...]] = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     bodies = {(body.domain, body.name): dict(_operands(body.node)) for body in model.functions}
     parameters = {(body.domain, body.name): list(body.input) for body in model.functions}
@@ -78,20 +76,20 @@ def find_matrices(model: onnx.ModelProto) -> list[Matrix]:
 def choose_matrices(
     matrices: Collection[Matrix], experts: Collection[str] = ("text",), attention: bool = False, lm_head: bool = False
 ) -> list[Matrix]:
-    """The matrices to quantize.
+    """Returns the matrices to quantize.
 
     Args:
         matrices: all there are.
-        experts: whose; matrices that all rows share count as anybody's.
-        attention: those of the attention too.
-        lm_head: that of the head too.
+        experts: whose matrices; those that all rows share are always among them.
+        attention: whether those of the attention are quantized too.
+        lm_head: whether that of the head is.
     """
     parts = {"feed_forward", *(["attention"] if attention else []), *(["lm_head"] if lm_head else [])}
     return [matrix for matrix in matrices if matrix.part in parts and matrix.expert in (*experts, None)]
 
 
 def expose(model: onnx.ModelProto, matrices: Collection[Matrix]) -> onnx.ModelProto:
-    """A copy of a decoder, without weights, whose outputs after its own are the inputs of some matrices.
+    """Returns a copy of a decoder, without weights, with the inputs of some matrices as further outputs.
 
     Operators get further outputs: the values in their bodies. The order is that of ``matrices``.
 
@@ -122,7 +120,7 @@ def expose(model: onnx.ModelProto, matrices: Collection[Matrix]) -> onnx.ModelPr
 
 
 def _operands(nodes: Collection[onnx.NodeProto]) -> Iterator[tuple[str, str]]:
-    """Matrix and activations of every ``Gemm``."""
+    """Yields the names of matrix and activations of every ``Gemm``."""
     for node in nodes:
         if node.op_type == "Gemm":
             yield node.input[1], node.input[0]

@@ -14,8 +14,8 @@ LARGEST = 127
 """The largest INT8 number in use; -128 would make the range lopsided."""
 
 BLOCK_SIZES = {8: 128, 4: 32}
-"""By their bits, places of a row that share a scale in ``MatMulNBits``, a power of two. There, each such block of the
-activations is made INT8 too.
+"""By the number of bits, how many elements of a row share a scale in ``MatMulNBits``, a power of two. It quantizes the
+activations in blocks of the same size.
 
 Measured on 2 cores with AVX-512 VNNI, one matrix [16384, 2048] of 8 bits: 128 is as fast as 256 with one row, and 256 a
 tenth faster with 256 rows; 32 takes half as long again.
@@ -23,7 +23,7 @@ tenth faster with 256 rows; 32 takes half as long again.
 
 
 def absmax_scale(weight: Floats) -> Floats:
-    """Scales [out] with which the largest magnitude of each row of [out, in] becomes ``LARGEST``.
+    """Returns the scales [out] with which the largest magnitude of each row of [out, in] becomes ``LARGEST``.
 
     A row of zeros gets 1, since a scale must be positive. A row so small that its scale would be subnormal gets the
     smallest normal number: hardware may take less for zero.
@@ -34,7 +34,7 @@ def absmax_scale(weight: Floats) -> Floats:
 
 
 def quantize(weight: Floats, scale: Floats) -> npt.NDArray[np.int8]:
-    """``weight / scale`` in float32, rounded to nearest with ties to even as ``QuantizeLinear`` does, and saturated.
+    """Returns ``weight / scale`` in float32, rounded as ``QuantizeLinear`` does (ties to even), and saturated.
 
     Args:
         weight: [out, in], finite.
@@ -45,17 +45,17 @@ def quantize(weight: Floats, scale: Floats) -> npt.NDArray[np.int8]:
 
 
 def block_size(columns: int, bits: int = 8) -> int:
-    """That of ``BLOCK_SIZES``, or less for a matrix so narrow that most of one block would be filling: 16 or more."""
+    """Returns that of ``BLOCK_SIZES``, or less (16 at least) for a matrix that would leave most of a block empty."""
     return max(16, min(BLOCK_SIZES[bits], 1 << (columns - 1).bit_length()))
 
 
 def blocks(columns: int, size: int) -> int:
-    """How many blocks a row has; the last may be filled up."""
+    """Returns how many blocks a row has; the last may be padded."""
     return -(-columns // size)
 
 
 def pack(weight: npt.NDArray[np.int8], size: int) -> npt.NDArray[np.uint8]:
-    """INT8 [out, in] as ``MatMulNBits`` takes 8 bits: [out, blocks, size], 128 standing for 0."""
+    """Returns INT8 [out, in] as ``MatMulNBits`` takes 8 bits: [out, blocks, size], where 128 stands for 0."""
     out, columns = weight.shape
     packed = np.full((out, blocks(columns, size) * size), 128, np.uint8)
     packed[:, :columns] = weight.view(np.uint8) ^ 128
@@ -63,23 +63,23 @@ def pack(weight: npt.NDArray[np.int8], size: int) -> npt.NDArray[np.uint8]:
 
 
 def block_scales(scale: Floats, columns: int, size: int) -> Floats:
-    """The scale of each row, [out], for each block of it: [out, blocks]."""
+    """Returns the scale of each row, [out], repeated for each block: [out, blocks]."""
     return np.repeat(scale[:, None], blocks(columns, size), axis=1)
 
 
 def in_blocks(weight: Floats, size: int, bits: int) -> tuple[npt.NDArray[np.uint8], Floats]:
-    """Float weights as ``MatMulNBits`` takes them, each block with a scale of its own.
+    """Quantizes float weights as ``MatMulNBits`` takes them, each block with a scale of its own.
 
     With 8 bits the largest magnitude of a block becomes the largest number. With 4 the number of largest magnitude
     becomes -8, of which there is no positive, or that times one of ``SHRINKING``: what leaves the least squared error.
 
     Args:
         weight: [out, in], finite.
-        size: places of a block.
+        size: elements of a block.
         bits: 8 or 4.
 
     Returns:
-        uint8 [out, blocks, size · bits / 8], and the scales [out, blocks], which 4 bits have negative ones of.
+        uint8 [out, blocks, size · bits / 8], and the scales [out, blocks], which may be negative with 4 bits.
     """
     out, columns = weight.shape
     filled = np.zeros((out, blocks(columns, size) * size), np.float32)
@@ -96,7 +96,7 @@ def in_blocks(weight: Floats, size: int, bits: int) -> tuple[npt.NDArray[np.uint
 
 
 SHRINKING = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
-"""Of the range of 4 bits: cutting off the largest of a block can be worth finer steps for the rest.
+"""Factors of the scale with 4 bits: clipping the largest of a block can be worth finer steps for the rest.
 
 Root mean square of the error, of that of normally distributed weights, in blocks of 32: 0.097 with -7 to 7, 0.086 with
 -8 to 7, 0.082 with these; 0.081 with a zero point a block, which would be one more input of every operator.

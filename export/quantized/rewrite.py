@@ -35,7 +35,7 @@ from runtime.bundle.manifest import (
 
 
 def decoder_files(weights: Weights, plan: QuantizationPlan, form: str, facts: ModelFacts) -> list[GraphFile]:
-    """The graphs of a quantized decoder.
+    """Returns the graphs of a quantized decoder.
 
     In form ``cpu`` each kind of tokens has a graph with its own experts alone (``export.passes.by_expert``), so that a
     conversation of text never opens the visual experts' weights: ONNX Runtime copies what ``MatMulNBits`` takes into a
@@ -84,7 +84,7 @@ def _replace_initializers(graph: onnx.GraphProto, initializers: list[onnx.Tensor
 
 
 def _rewrite(weights: Weights, plan: QuantizationPlan, form: str) -> tuple[onnx.ModelProto, dict[str, TensorSource]]:
-    """One graph for both kinds of tokens, and what its initializers hold."""
+    """Returns one graph for both kinds of tokens, and what its initializers hold."""
     plans = _checked(weights, plan, form)
     model = onnx.ModelProto()
     model.CopyFrom(weights.model)

@@ -1,11 +1,12 @@
-"""The weights of the decoder that is quantized, read block by block, smoothed if wanted."""
+"""The weights of a decoder that is to be quantized, read block by block, and smoothed."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ from export.external_data import BLOCK_BYTES, TensorSource
 from export.quantized.plan import Smoothing, Vector
 from runtime.bundle.manifest import DECODER_GRAPH
 from runtime.bundle.reader import Bundle
+
+W = TypeVar("W", bound="Weights")
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,11 @@ class _Factors:
 
 
 class Weights:
-    """A decoder that is not quantized. No more than a block of a tensor is in memory.
+    """The weights of a decoder that is not quantized. At most a block of a tensor is in memory.
 
     Args:
-        model: its graph, whose initializers have no data.
-        tensors: what they hold.
+        model: the graph, whose initializers have no data.
+        tensors: what the initializers hold.
         smoothing: factors that the values are read with.
 
     Raises:
@@ -48,34 +51,36 @@ class Weights:
         self.model, self._tensors = model, tensors
         self._factors = self._factors_of(smoothing)
 
-    def smoothed(self, smoothing: Iterable[Smoothing]) -> Weights:
-        """The same decoder, read with these factors."""
-        return Weights(self.model, self._tensors, smoothing)
+    def smoothed(self: W, smoothing: Iterable[Smoothing]) -> W:
+        """Returns the same weights, read with these factors instead. The graph is not parsed again."""
+        other = copy.copy(self)
+        other._factors = self._factors_of(smoothing)
+        return other
 
     def source(self, name: str) -> TensorSource:
-        """An initializer as it is stored, never smoothed."""
+        """Returns an initializer as it is stored, never smoothed."""
         if name not in self._tensors:
             raise QuantizationError(f"the decoder has no weight {name!r}")
         return self._tensors[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of an initializer."""
+        """Returns the shape of an initializer."""
         return self.source(name).shape
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """The number format that an initializer is stored in."""
+        """Returns the number format that an initializer is stored in."""
         return self.source(name).dtype
 
     def is_smoothed(self, name: str) -> bool:
-        """Whether values are read otherwise than they are stored."""
+        """Returns whether smoothing changes an initializer."""
         return name in self._factors
 
     def stored(self, name: str) -> Iterator[npt.NDArray[Any]]:
-        """The rows of an initializer in blocks, in its own number format, never smoothed."""
+        """Yields the rows of an initializer in blocks, in its own number format, never smoothed."""
         return iter(self.source(name).blocks())
 
     def blocks(self, name: str) -> Iterator[npt.NDArray[np.float32]]:
-        """The rows of an initializer in blocks, in float32, smoothed."""
+        """Yields the rows of an initializer in blocks, in float32, smoothed."""
         factors, start = self._factors.get(name, _Factors()), 0
         for stored in self.stored(name):
             # A copy: blocks as they are stored may be somebody else's.
@@ -118,7 +123,7 @@ class Weights:
 
 
 class DecoderWeights(Weights):
-    """Those of a bundle's ``decoder.onnx``, which is read once here.
+    """The weights of a bundle's ``decoder.onnx``, which is parsed here and not again.
 
     Args:
         bundle: not quantized.
@@ -129,6 +134,7 @@ class DecoderWeights(Weights):
     """
 
     def __init__(self, bundle: Bundle, smoothing: Iterable[Smoothing] = ()) -> None:
+        self.bundle = bundle
         path = bundle.path(DECODER_GRAPH)
         try:
             model = onnx.load(path, load_external_data=False)

@@ -318,6 +318,13 @@ def test_same_checkpoint_gives_the_same_bytes(make: Make, tmp_path: Path) -> Non
     assert first == second
 
 
+def test_a_conversation_of_one_token_is_checked_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = GOLDEN / "tiny-v1/checkpoint"
+    main(["--ckpt", str(checkpoint), "-o", str(tmp_path / "out"), "--target", "cpu", "--max-length", "1"])
+    assert Bundle(tmp_path / "out").manifest.model.max_length == 1
+    assert "a forward pass differs from PyTorch by" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -335,7 +342,7 @@ def test_refused_options(options: list[str], message: str, tmp_path: Path) -> No
 
 def test_what_is_for_other_bundles_is_refused(make: Make, tmp_path: Path) -> None:
     bundle = make("tiny-v1", "fp32")
-    with pytest.raises(QuantizationError, match="made for a CPU already: export one with no --target cpu"):
+    with pytest.raises(QuantizationError, match="made for a CPU already: export one without --target cpu"):
         write_quantized(Bundle(bundle), tmp_path / "out", QuantizationPlan("w8a16", ()))
     with pytest.raises(BundleError, match="made for ONNX Runtime on a CPU: no engine"):
         record(["--bundle", str(bundle)])

@@ -406,4 +406,4 @@ def test_weights_that_are_not_finite(tiny_v1_bundle: Path, tmp_path: Path) -> No
         )
         file.seek(next(int(entry.value) for entry in item.external_data if entry.key == "offset"))
         file.write(np.array([np.inf], "<f4").tobytes())
-    refused(Bundle(source), tmp_path / "out", plan, f"{DOWN} holds numbers that are not finite")
+    refused(Bundle(source), tmp_path / "out", plan, f"{DOWN} holds NaN or infinite values")
