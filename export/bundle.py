@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import onnx
 
@@ -42,11 +42,6 @@ from runtime.errors import BackendError
 from runtime.images.preprocess import ImageProcessor
 from runtime.packages import install_command
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-T = TypeVar("T", bound="DataclassInstance")
-
 # Constants of the official code's image transform; a checkpoint does not state them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -70,7 +65,7 @@ def export_bundle(
         BundleError: the bundle cannot be written.
     """
     config = checkpoint.config
-    facts = _copied(config, ModelFacts, max_length=options.length(config.max_position_embeddings))
+    facts = ModelFacts(max_length=options.length(config.max_position_embeddings), **_shared(config, ModelFacts))
     with BundleWriter(output, options.overwrite) as writer:
         console.say("tracing the graphs (no weights in memory)")
         vision = trace_vision(checkpoint, options.precision)
@@ -143,10 +138,9 @@ def _record(writer: BundleWriter, bundle: Bundle, console: Console) -> None:
 
 def image_processor(config: ModelConfig) -> ImageProcessor:
     """Returns how images are prepared for a checkpoint."""
-    return _copied(config, ImageProcessor, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return ImageProcessor(mean=IMAGENET_MEAN, std=IMAGENET_STD, **_shared(config, ImageProcessor))
 
 
-def _copied(config: ModelConfig, kind: type[T], **others: Any) -> T:  # noqa: ANN401 - fields of any type
-    """Returns a dataclass whose fields are the config's of the same names, but for ``others``."""
-    names = {field.name for field in fields(kind)} - set(others)
-    return kind(**{name: getattr(config, name) for name in names}, **others)
+def _shared(config: ModelConfig, kind: type[ModelFacts | ImageProcessor]) -> dict[str, Any]:
+    """Returns the fields of a dataclass that the config has by the same names."""
+    return {field.name: getattr(config, field.name) for field in fields(kind) if hasattr(config, field.name)}

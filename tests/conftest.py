@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from calibration.scales.absmax import absmax_plan
 from export.onnx import main
 from export.quantized.bundle import write_quantized
 from export.quantized.quantizable import choose_matrices, find_matrices
 from export.quantized.weights import DecoderWeights
 from runtime.backends.plugin_library import LIBRARY
 from runtime.bundle.reader import Bundle
+
+from .plans import absmax_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build/test-plugin"

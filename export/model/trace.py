@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import (
+    ClearMetadataAndDocStringPass,
     CommonSubexpressionEliminationPass,
     IdentityEliminationPass,
     RemoveUnusedNodesPass,
@@ -189,12 +190,8 @@ def _name_by_place(graph: ir.Graph) -> None:
 
 def _drop_traces(model: ir.Model) -> None:
     """Removes stack traces: they would make the bytes depend on where monoedge is installed."""
+    ClearMetadataAndDocStringPass()(model)
     model.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    for node in model.graph:
-        node.metadata_props.clear()
-        node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in [*model.graph.inputs, *model.graph.initializers.values()]:
+    graph = model.graph
+    for value in [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]:
         value.metadata_props.clear()

@@ -134,7 +134,7 @@ def _dequantized(node: onnx.NodeProto, plan: MatrixPlan, weights: Weights) -> It
     w8a16: they are rounded to the graph's type, in which the Gemm stays. w8a8: the Gemm is in float32, as which a
     product of INT8 values states itself exactly; runtimes compute it in integers.
     """
-    element = helper.np_dtype_to_tensor_dtype(weights.dtype(plan.name))
+    element = helper.np_dtype_to_tensor_dtype(weights.source(plan.name).dtype)
     rows, values = node.input[0], f"{plan.name}_values"
     wide = element == TensorProto.FLOAT
 
@@ -168,7 +168,5 @@ def _dequantized(node: onnx.NodeProto, plan: MatrixPlan, weights: Weights) -> It
 def _like(node: onnx.NodeProto, inputs: list[str], result: str) -> onnx.NodeProto:
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
-    del copy.input[:], copy.output[:]
-    copy.input.extend(inputs)
-    copy.output.append(result)
+    copy.input[:], copy.output[:] = inputs, [result]
     return copy

@@ -67,10 +67,6 @@ class Weights:
         """Returns the shape of an initializer."""
         return self.source(name).shape
 
-    def dtype(self, name: str) -> np.dtype[Any]:
-        """Returns the number format that an initializer is stored in."""
-        return self.source(name).dtype
-
     def is_smoothed(self, name: str) -> bool:
         """Returns whether smoothing changes an initializer."""
         return name in self._factors

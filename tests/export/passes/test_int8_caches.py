@@ -17,7 +17,6 @@ import runtime
 from calibration.data import Example, digest, read_examples
 from calibration.observed.observe import observe
 from calibration.observed.record import Origin, Record, bundle_hash
-from calibration.scales.absmax import absmax_plan
 from calibration.scales.choose import Choice, choose
 from calibration.trial.candidate import candidate, layers_of, only, without
 from calibration.trial.prober import Prober
@@ -37,6 +36,8 @@ from runtime.bundle.reader import Bundle
 from runtime.errors import BackendError
 from runtime.generation import Sequence
 from runtime.model import load
+
+from ...plans import absmax_plan
 
 GOLDEN = Path(__file__).resolve().parents[2] / "data/golden"
 IMAGES = GOLDEN / "images"

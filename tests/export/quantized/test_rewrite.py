@@ -20,7 +20,6 @@ from safetensors.numpy import load_file
 
 import export.quantized.weights
 import runtime
-from calibration.scales.absmax import absmax_plan
 from export.errors import QuantizationError
 from export.quantized.bundle import write_quantized
 from export.quantized.plan import MatrixPlan, QuantizationPlan, Smoothing
@@ -39,6 +38,8 @@ from runtime.bundle.manifest import (
 )
 from runtime.bundle.reader import Bundle
 from runtime.console.console import Advance, Console
+
+from ...plans import absmax_plan
 
 GOLDEN = Path(__file__).resolve().parents[2] / "data/golden"
 DECODERS = (DECODER_GRAPH, VISUAL_DECODER_GRAPH)

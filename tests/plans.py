@@ -1,4 +1,4 @@
-"""A plan without data: INT8 weights whose scales come from the weights alone."""
+"""Plans that tests quantize with: scales come from the weights alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from export.quantized.weights import DecoderWeights
 
 
 def absmax_plan(weights: DecoderWeights, matrices: Iterable[str]) -> QuantizationPlan:
-    """Mode w8a16 for the named matrices, the largest magnitude of each row becoming the largest INT8 number."""
+    """Mode w8a16 for the named matrices: the largest magnitude of each row becomes the largest INT8 number."""
     plans = (
         MatrixPlan(name, np.concatenate([quantize.absmax_scale(block) for block in weights.blocks(name)]))
         for name in matrices
