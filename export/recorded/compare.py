@@ -1,7 +1,8 @@
-"""Whether a backend answers as ONNX Runtime did when the bundle was recorded.
+"""Compares a backend's outputs with those of ONNX Runtime in the recorded set.
 
-What is compared is the signal-to-noise ratio of each call's output: its mean square over that of the difference, in
-decibels, as polygraphy's ``--compare snr`` has it. 20 dB are a difference of 10 % of the output, 40 dB of 1 %.
+The measure is the signal-to-noise ratio of each call's output, as polygraphy's ``--compare snr`` has it: the mean
+square of the output over that of the difference, in decibels. 20 dB are a difference of 10 % of the output, 40 dB of
+1 %.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ from runtime.errors import BackendError
 LIMITS = {"fp32": 80.0, "fp16": 38.0, "bf16": 20.0}
 """Least ratio in dB, by the bundle's number format; that of bf16 is also polygraphy's default.
 
-Seen of PyTorch in that format, the worst of nine calls, for a test checkpoint, the example, and for bf16 24 layers of
-random weights: fp32 111 to 118, fp16 45 to 50, bf16 28 to 35. Seen of mistakes, likewise: all tokens as text, -4 to 1;
-tokens after the prompt as visual, -8 to -3; the one token before the image as visual, 5 to 20, which with bf16 is where
-noise may be too.
+Measured with PyTorch in that format, the worst of nine calls, for a test checkpoint, the example, and for bf16 24
+layers of random weights: fp32 111 to 118, fp16 45 to 50, bf16 28 to 35. Measured with mistakes: all tokens as text, -4
+to 1; tokens after the prompt as visual, -8 to -3; the one token before the image as visual, 5 to 20, where rounding
+alone may be with bf16.
 """
 
 
 def limit(manifest: Manifest) -> float:
-    """Least ratio in dB that a backend's outputs may have for a bundle."""
+    """Returns the least ratio in dB that a backend's outputs may have for a bundle."""
     return LIMITS[manifest.precision]
 
 
 def compare(backend: Backend, manifest: Manifest, recording: Recording, graphs: tuple[str, ...]) -> dict[str, float]:
-    """Repeats what was recorded, and compares.
+    """Repeats the recorded calls, and compares their outputs.
 
     Args:
-        backend: what to try.
-        manifest: of the bundle that it runs.
+        backend: the backend to check.
+        manifest: that of the bundle that it runs.
         recording: the bundle's recorded set.
         graphs: which of the graphs to run, ``vision.onnx`` or ``decoder.onnx``.
 
@@ -43,7 +44,7 @@ def compare(backend: Backend, manifest: Manifest, recording: Recording, graphs: 
         The least ratio of each graph, in dB.
 
     Raises:
-        BackendError: the backend failed, or a ratio is below the limit; the first such call is told.
+        BackendError: the backend failed, or a ratio is below the limit; the message names the first such call.
     """
     found = {}
     for graph in graphs:
@@ -53,7 +54,7 @@ def compare(backend: Backend, manifest: Manifest, recording: Recording, graphs: 
 
 
 def tokens_of(recording: Recording) -> int:
-    """Tokens that the caches must hold to repeat what was recorded."""
+    """Returns how many tokens the caches must hold to repeat the recorded calls."""
     return sum(call.inputs[INPUTS_EMBEDS].shape[1] for call in recording[DECODER_GRAPH])
 
 
@@ -99,7 +100,7 @@ def _checked(
 
 
 def signal_to_noise(got: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
-    """The ratio in dB; infinite for equal values, NaN where one is not finite."""
+    """Returns the ratio in dB; infinite for equal values, NaN where one is not finite."""
     signal = expected.astype(np.float64).ravel()
     noise = got.astype(np.float64).ravel() - signal
     with np.errstate(divide="ignore"):

@@ -1,8 +1,8 @@
-"""A bundle's graph on ONNX Runtime's CPU provider, in float32 whatever the bundle's number format, piece by piece.
+"""Runs a bundle's graph on ONNX Runtime's CPU provider, in float32 whatever its number format, piece by piece.
 
-A piece is a stretch of the graph with at most ``PIECE_BYTES`` of weights. All calls go through a piece before the next
-piece is read, so that only one piece is in memory: a model of any size takes one reading of its weights and less than
-2 GB. The weights are a piece's inputs, not its initializers, since ONNX Runtime would copy those.
+A piece is a part of the graph with at most ``PIECE_BYTES`` of weights. All calls go through a piece before the next
+piece is read, so that only one is in memory: a model of any size takes less than 2 GB, and its weights are read once.
+The weights are a piece's inputs, not its initializers, since ONNX Runtime would copy those.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Array = npt.NDArray[Any]
 Values = dict[str, Array]
 
 PIECE_BYTES = 512 << 20
-"""Bytes of float32 weights in a piece, where one node does not need more: the head of the 2B model has 758 MB."""
+"""Most bytes of float32 weights in a piece, unless one node has more: the head of the 2B model has 758 MB."""
 
 _FLOAT32_BYTES = 4
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
@@ -34,7 +34,7 @@ _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 
 @dataclass(frozen=True)
 class Piece:
-    """Nodes that run together: what they take and give, without weights."""
+    """Nodes that run together, with the names of their inputs, outputs and weights."""
 
     nodes: tuple[onnx.NodeProto, ...]
     inputs: tuple[str, ...]
@@ -48,7 +48,7 @@ def run(graph: Path, calls: Sequence[Values], progress: Callable[[int], object])
     Args:
         graph: the graph's file; its external data lies beside it.
         calls: the graph's inputs, floating-point numbers in float32; caches in the first call only.
-        progress: called with the bytes of weights, as they lie in the file, that are done with.
+        progress: called with the bytes of weights, as they are in the file, of each piece that is done.
 
     Returns:
         The outputs of each call but the caches, in float32 where the graph has a half-precision format.
@@ -86,7 +86,7 @@ def run(graph: Path, calls: Sequence[Values], progress: Callable[[int], object])
 
 
 def _cache(call: Values, output: str, past: str) -> Array:
-    """What a call leaves of a cache: its output, or where that is the chunk alone, the past with the chunk in it."""
+    """Returns the cache after a call: its output, or where that is the chunk alone, the past with the chunk in it."""
     if output.startswith(PRESENT):
         return call[output]
     cache, chunk, start = call[past].copy(), call[output], int(call[WRITE_INDICES][0])
@@ -95,10 +95,10 @@ def _cache(call: Values, output: str, past: str) -> Array:
 
 
 def to_float32(model: onnx.ModelProto) -> dict[str, int]:
-    """Makes float32 of both half-precision formats in a graph, and inputs of its weights, in place.
+    """Turns both half-precision formats of a graph into float32, and its weights into inputs, in place.
 
     Returns:
-        The element type of every value.
+        The element type of every value, by its name.
     """
     graph = model.graph
     for item in graph.initializer:
@@ -113,7 +113,7 @@ def to_float32(model: onnx.ModelProto) -> dict[str, int]:
             if attribute.HasField("t") and _wide(attribute.t.data_type) != attribute.t.data_type:
                 array = onnx.numpy_helper.to_array(attribute.t).astype(np.float32)
                 attribute.t.CopyFrom(onnx.numpy_helper.from_array(array, attribute.t.name))
-    # What was noted of values inside is of the old types.
+    # It has the old types.
     del graph.value_info[:]
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     return {
@@ -127,10 +127,9 @@ def split(
     wanted: set[str],
     caches: Mapping[str, str],
 ) -> list[Piece]:
-    """A graph cut into pieces; constants go where they are used.
+    """Cuts a graph into pieces; constants go where they are used.
 
-    No cut is between where a cache is read and where what follows for it is made: the next call reads it in the same
-    piece.
+    A cache is read and written within one piece, since the next call reads it in the same piece.
     """
     sizes = {name: math.prod(item.dims) * _FLOAT32_BYTES for name, item in weights.items()}
     constants = {node.output[0]: node for node in model.graph.node if node.op_type == "Constant"}
@@ -183,14 +182,14 @@ def _piece_model(model: onnx.ModelProto, piece: Piece, types: Mapping[str, int])
 def _open(model: bytes, graph: Path) -> Any:  # noqa: ANN401 - ONNX Runtime is not typed
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    # What one piece needed is given back before the next.
+    # The memory of one piece is freed before the next.
     options.enable_cpu_mem_arena = False
     with as_backend_error(f"ONNX Runtime cannot load {graph}"):
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _load(item: onnx.TensorProto, folder: Path) -> Array:
-    """A weight; in float32 where it is floating-point, and mapped where the file has it so."""
+    """Reads a weight: floating-point ones as float32, memory-mapped where the file has that type."""
     if not uses_external_data(item):
         return _float32(onnx.numpy_helper.to_array(item))
     place = ExternalDataInfo(item)

@@ -1,7 +1,6 @@
-"""Backends: what computes. Each is imported only when it is chosen.
+"""Backends run the graphs of a bundle. Each is imported only when it is chosen.
 
-A backend runs the graphs of a bundle; it knows tensors, not conversations. ``Backend`` and ``Context`` are all that
-the rest of the runtime sees of one.
+A backend knows tensors, not conversations. ``Backend`` and ``Context`` are all that the rest of the runtime sees of it.
 """
 
 from __future__ import annotations
@@ -44,8 +43,8 @@ class Context(Protocol):
             start: how many tokens of the caches are valid before.
 
         Returns:
-            float32 logits of the last token, [vocab]. The array is the caller's to keep. None is allowed where that
-            token is visual: none is chosen after it.
+            float32 logits of the last token, [vocab], in an array of its own. May be None where that token is visual,
+            since no token is chosen after it.
         """
 
 
@@ -62,10 +61,10 @@ class Backend(Protocol):
     """What sets ``max_length`` and how to raise it, for people: ``the bundle was exported with --max-length 8192``."""
 
     def encode_image(self, pixel_values: npt.NDArray[np.float32]) -> Array:
-        """[tiles, 3, size, size] → [tiles · tokens_per_tile, hidden] in the bundle's number format."""
+        """Takes [tiles, 3, size, size] to [tiles · tokens_per_tile, hidden] in the bundle's number format."""
 
     def new_context(self) -> Context:
-        """Empty caches for a new sequence."""
+        """Returns empty caches for a new sequence."""
 
 
 @runtime_checkable
@@ -73,10 +72,10 @@ class FrameBackend(Protocol):
     """A backend that takes pictures out of a GPU's memory."""
 
     def frame_pixels(self, image: DeviceImage, processor: ImageProcessor, max_tiles: int | None) -> Pixels:
-        """The picture's tiles. Its memory may be written again after.
+        """Returns the picture's tiles. Its memory may be written again after.
 
         Raises:
-            ImageError: not such a picture.
+            ImageError: the object is not a picture in the GPU's memory.
             OptionError: ``max_tiles`` out of range.
         """
 

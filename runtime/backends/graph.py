@@ -1,4 +1,4 @@
-"""What goes into the graphs of a bundle and what comes out, by name; ``export.model.trace`` gives these names."""
+"""Names of the inputs and outputs of a bundle's graphs; ``export.model.trace`` gives them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ INPUTS_EMBEDS, VISUAL_MASK = "inputs_embeds", "visual_mask"
 POSITION_IDS, WRITE_INDICES = "position_ids", "write_indices"
 LOGITS = "logits"
 PAST, PRESENT, UPDATE = "past_key_values.", "present.", "update."
-"""What names of caches begin with as inputs and as outputs; ``0.key``, ``0.value``, ``1.key``, … follow.
+"""Prefixes of the caches' names as inputs and as outputs; ``0.key``, ``0.value``, ``1.key``, … follow.
 
-A cache is [batch, kv_heads, capacity, head_dim]. A decoder gives either ``present.*``, the caches with the chunk in
-them, which may lie where the past does; or ``update.*``, [batch, kv_heads, sequence, head_dim], the chunk's own keys
-and values, which whoever runs it writes into the caches from ``write_indices`` on, along axis 2, before the next call.
+A cache is [batch, kv_heads, capacity, head_dim]. A decoder has one of two kinds of outputs. ``present.*`` are the
+caches with the chunk in them, and may be the same memory as the past. ``update.*``, [batch, kv_heads, sequence,
+head_dim], are the chunk's own keys and values; the caller writes them into the caches from ``write_indices`` on, along
+axis 2, before the next call.
 """
 
 
 def cache_names(layers: int) -> list[str]:
-    """What follows the prefixes, in graph order."""
+    """Returns what follows the prefixes, in graph order."""
     return [f"{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
 
 
 def to_format(values: npt.NDArray[np.float32], target: npt.NDArray[Any]) -> None:
-    """Finite float32 values into an array of a bundle's number format; bfloat16, as its bits, rounded half to even."""
+    """Writes finite float32 values to an array of a bundle's number format; bfloat16 as bits, rounded half to even."""
     if target.dtype != np.uint16:
         target[...] = values
         return

@@ -28,8 +28,8 @@ from runtime.loaded import BUNDLE_VARIABLE
 
 _DESCRIPTION = """\
 Measures a bundle: time to load, time to first token, prefill and decode in tokens a second, memory. Each prompt is
-measured in processes of its own, so that its memory is its own; contenders take turns, so that a machine that grows
-slower does so for all of them. Prints tables in Markdown, medians with the smallest and largest value.
+measured in its own processes, so that memory is counted for it alone. Contenders take turns, so that a machine that
+slows down slows all of them. Prints tables in Markdown: medians with the smallest and largest value.
 
 examples:
   python -m runtime.bench --bundle bundle/                                   # a picture of one tile and a question
@@ -43,9 +43,9 @@ A contender is a bundle's folder, or in quotes any command that takes --text-tok
 --repeats and --threads, and prints a record as python -m runtime.bench.bundle does; that one takes --backend, to set
 backends beside each other. benchmarks/eager.py is PyTorch, benchmarks/llama.py llama.cpp.
 
-Prompts are random tokens of exactly the length asked for, and the stop token is ignored. Time to first token counts
-from a picture in memory and ready tokens. Run it on an idle machine: the header says how idle it was, and whether it
-read memory as fast after as before."""
+Prompts are random tokens of exactly the given length, and the stop token is ignored. Time to first token is counted
+from a picture in memory and a prompt in tokens. Run it on an idle machine: the header gives the load average, and how
+fast memory was read before and after."""
 
 
 def main() -> None:
@@ -89,8 +89,8 @@ def _parser() -> argparse.ArgumentParser:
         "--compare", nargs="+", action="extend", default=[], metavar="CONTENDER", help="bundles or commands beside it"
     )
     parser.add_argument("--backend", metavar="NAME", help=f"what computes the bundles (default {DEFAULT})")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads to compute with (the contender's choice)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every single measurement too")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads to use (default: the contender's choice)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every measurement to FILE")
 
     group = parser.add_argument_group("prompts")
     group.add_argument("--text-tokens", type=int, default=54, metavar="N", help="text around the picture (default 54)")
@@ -142,7 +142,7 @@ class _Contender:
         self.text = text
         self.folder = Path(text).expanduser() if " " not in text or Path(text).expanduser().is_dir() else None
         if self.folder is not None:
-            Bundle(self.folder)  # what no process could open is told now
+            Bundle(self.folder)  # refused now, not by the first process
             self.command = [sys.executable, "-m", "runtime.bench.bundle", "--bundle", str(self.folder)]
             self.command += ["--backend", backend] if backend else []
             return

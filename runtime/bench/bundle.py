@@ -52,9 +52,11 @@ def _loaded(bundle: str, backend: str | None, threads: int | None) -> Loaded:
 
 
 def weight_bytes(manifest: Manifest) -> int:
-    """Bytes of the matrices that one decoded text token reads: attention, text experts and head, INT8 as one byte a
-    weight. Norms and scales are left out: a thousandth of that, and less than a twentieth; with experts in 4 bits a
-    fifth."""
+    """Returns the bytes of the matrices that one decoded text token reads: attention, text experts and head.
+
+    INT8 counts as one byte a weight. Norms, a thousandth of that, and scales are left out: scales are less than a
+    twentieth, with experts in 4 bits a fifth.
+    """
     sizes, quantization = manifest.model, manifest.quantization
     heads = sizes.num_attention_heads + sizes.num_key_value_heads
     attention = 2 * heads * sizes.head_dim * sizes.hidden_size

@@ -1,6 +1,6 @@
-"""What a benchmark's numbers depend on: the machine, its software, its memory, and what of the files is cached.
+"""What a benchmark's numbers depend on: the machine, its software, its memory, and how much of the files is cached.
 
-Facts come from Linux's /proc and /sys; elsewhere they are missing rather than wrong.
+Facts come from Linux's /proc and /sys; on other systems they are missing.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ PACKAGES = (
     "llama-cpp-python",
     "numpy",
 )
-"""Those whose versions a benchmark names, where they are installed."""
+"""Packages whose versions a benchmark names, where they are installed."""
 
 READ_BYTES = 512 << 20
-"""What one measurement of the read bandwidth goes through: more than any cache holds."""
+"""Bytes that one measurement of the read bandwidth reads: more than any cache holds."""
 
 
 def machine_facts() -> dict[str, Any]:
-    """Processor, memory, GPU, power mode, system, and how busy the machine is."""
+    """Returns processor, memory, GPU, power mode, system, and load average."""
     return {
         "cpu": _cpu(),
         "cores": cores(),
@@ -51,7 +51,7 @@ def machine_facts() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -62,7 +62,7 @@ def _cpu() -> str:
 
 
 def power_mode() -> str:
-    """A Jetson's power mode, otherwise the frequency governors of the cores, otherwise ``unknown``."""
+    """Returns a Jetson's power mode, otherwise the frequency governors of the cores, otherwise ``unknown``."""
     found = re.search(r"Power Mode: *(\S+)", _output("nvpmodel", "-q"))
     if found:
         return found[1]
@@ -72,7 +72,7 @@ def power_mode() -> str:
 
 
 def software_facts() -> dict[str, str]:
-    """Versions of Python and of those of ``PACKAGES`` that are installed."""
+    """Returns the versions of Python and of the ``PACKAGES`` that are installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
@@ -88,7 +88,7 @@ def _text(file: str | Path) -> str:
 
 
 def _output(*command: str) -> str:
-    """What a system's own tool prints, on one line; empty where there is none or it fails."""
+    """Returns the output of a system's tool, on one line; empty where there is none or it fails."""
     if shutil.which(command[0]) is None:
         return ""
     try:
@@ -105,15 +105,15 @@ def _output(*command: str) -> str:
 
 @dataclass
 class Memory:
-    """Memory of this process in bytes; None where the system does not tell.
+    """Memory of this process in bytes; None where it is not known.
 
     Attributes:
         peak: the most that was resident so far, mapped files included (VmHWM).
         anonymous: resident memory that cannot be evicted (RssAnon).
         mapped: resident pages of mapped files, which other processes share and the system may evict (RssFile).
-        taken: how much less memory the system has available than when the process began, all processes and what a
-            GPU shares of it included: the only measure of a Jetson's GPU memory, and only on a quiet machine.
-        gpu: memory of a GPU of its own that this process holds, as nvidia-smi says.
+        taken: by how much the system's available memory fell since the process began. Other processes count too, and so
+            does a GPU that shares the memory: on a Jetson this is the only measure of it.
+        gpu: memory of a separate GPU that this process holds, from nvidia-smi.
     """
 
     peak: int | None = None
@@ -124,14 +124,14 @@ class Memory:
 
 
 class MemoryWatch:
-    """Samples this process's memory at the ends of phases, and keeps the largest of each value."""
+    """Samples this process's memory, and keeps the largest of each value."""
 
     def __init__(self) -> None:
         self._available = _kilobytes("/proc/meminfo", "MemAvailable")
         self.most = Memory()
 
     def sample(self) -> None:
-        """Looks at the memory now."""
+        """Takes a sample."""
         available = _kilobytes("/proc/meminfo", "MemAvailable")
         now = Memory(
             peak=_kilobytes("/proc/self/status", "VmHWM"),
@@ -145,13 +145,13 @@ class MemoryWatch:
                 setattr(self.most, name, value)
 
     def sample_gpu(self) -> None:
-        """Looks at the GPU's memory too, which starts a process."""
+        """Takes the GPU's memory, which starts nvidia-smi."""
         listed = _output("nvidia-smi", "--query-compute-apps=pid,used_gpu_memory", "--format=csv,noheader,nounits")
         self.most.gpu = gpu_bytes(listed.split("; "), os.getpid())
 
 
 def gpu_bytes(lines: Iterable[str], process: int) -> int | None:
-    """Memory of a process in nvidia-smi's list of ``pid, MiB``, over all GPUs; None when it is not there."""
+    """Returns a process's memory on all GPUs from nvidia-smi's list of ``pid, MiB``; None if it is not listed."""
     found = [re.fullmatch(r"(\d+), *(\d+)", line.strip()) for line in lines]
     sizes = [int(match[2]) << 20 for match in found if match and int(match[1]) == process]
     return sum(sizes) if sizes else None
@@ -175,7 +175,7 @@ def drop_cached(folder: Path) -> None:
 
 
 def cached_part(folder: Path) -> float | None:
-    """About how much of a folder's files is in the page cache, 0 … 1; None where the system does not tell."""
+    """Returns about how much of a folder's files is in the page cache, 0 … 1; None where that is not known."""
     if not hasattr(os, "RWF_NOWAIT"):
         return None
     cached = total = 0.0
@@ -189,7 +189,7 @@ def cached_part(folder: Path) -> float | None:
                     # Reads what is cached, and fails where it would have to wait for the disk.
                     os.preadv(stream.fileno(), [bytearray(1)], index * size // samples, os.RWF_NOWAIT)
                     hits += 1
-                except OSError:  # not cached; or a file system that cannot tell, which counts as not cached
+                except OSError:  # not cached; a file system that does not say counts as not cached
                     continue
         cached, total = cached + size * hits / samples, total + size
     return cached / total if total else 0.0
@@ -199,10 +199,10 @@ def cached_part(folder: Path) -> float | None:
 
 
 def read_bandwidth() -> float:
-    """Bytes per second that all cores together read from memory, the best of several passes.
+    """Measures the bytes per second that all cores together read from memory, the best of several passes.
 
     Each core ORs its part of an array; numpy does that in vector registers and without Python's lock. Nothing is
-    written, as decoding writes next to nothing.
+    written, as decoding writes almost nothing.
     """
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     words = np.ones(min(READ_BYTES, memory // 16) // 8, np.int64)  # written, or all pages would be the one of zeros
@@ -212,8 +212,10 @@ def read_bandwidth() -> float:
 
 
 def matmul_speed() -> float:
-    """float32 operations per second that numpy's matrix product reaches, the best of several: prompts are computed
-    at something like it."""
+    """Measures the float32 operations per second of numpy's matrix product, the best of several.
+
+    Prompts are computed at about that speed.
+    """
     rows, matrix = np.ones((256, 4096), np.float32), np.ones((4096, 4096), np.float32)
     return 2 * rows.size * len(matrix) / min(_seconds(lambda: rows @ matrix) for _ in range(9))
 

@@ -1,4 +1,4 @@
-"""What a benchmark measures of one model in one process."""
+"""Measures one model in one process."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class Loaded:
 
 
 def measure(what: Workload, load: Callable[[], Loaded]) -> Record:
-    """Loads a model and lets it answer.
+    """Loads a model, asks it the workload's questions, and returns what that took.
 
     Raises:
-        MonoedgeError: what loading raises; or the workload does not fit the model.
+        MonoedgeError: the model cannot be loaded, or the workload does not fit it.
     """
     memory = MemoryWatch()
     started = time.perf_counter()
@@ -78,7 +78,7 @@ def measure(what: Workload, load: Callable[[], Loaded]) -> Record:
 
 
 class _Questions:
-    """Prompts of exactly the workload's size, of random text tokens around the picture's."""
+    """Makes prompts of exactly the workload's size: random text tokens around those of a random picture."""
 
     def __init__(self, what: Workload, loaded: Loaded) -> None:
         random = np.random.default_rng(0)
@@ -102,14 +102,14 @@ class _Questions:
             )
         self._ids = random.integers(0, loaded.vocab_size, total)
         self._ids[self._ids == loaded.image_id] = 0
-        # A system message and the question stand around a picture.
+        # As a system message stands before the picture and the question after it.
         first = what.text_tokens // 2
         self._visual_mask = np.zeros(total, np.bool_)
         self._visual_mask[first : first + self.visual_tokens] = True
         self._ids[self._visual_mask] = loaded.image_id
 
     def prompt(self) -> Prompt:
-        """The prompt, its picture cut anew."""
+        """Returns the prompt, its picture cut into tiles each time."""
         images = []
         if self._grid:
             assert self.loaded.image_processor is not None  # noqa: S101 - checked with the tiles
@@ -124,7 +124,7 @@ class _Questions:
 
 
 def _grid(processor: ImageProcessor, tiles: int) -> int:
-    """Columns of a one-row grid that, with its thumbnail, is so many tiles."""
+    """Returns the columns of a one-row grid that has so many tiles, its thumbnail included."""
 
     def count(columns: int) -> int:
         return processor.tiles(columns * processor.image_size, processor.image_size, columns)

@@ -1,4 +1,4 @@
-"""The protocol of ``runtime.bench``: what a contender is asked to do, and the record that it prints.
+"""The protocol of ``runtime.bench``: the workload that a contender gets, and the record that it prints.
 
 A contender is any command that takes the options of ``workload_parser`` and prints one ``Record`` as a line of JSON:
 ``runtime.bench.bundle`` is the one for bundles.
@@ -43,13 +43,13 @@ class Workload:
                 raise OptionError(f"--{name.replace('_', '-')}: expected at least {smallest}, got {value}")
 
     def arguments(self) -> list[str]:
-        """The options of a command line that say this."""
+        """Returns the workload as options of a command line."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
         return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def workload_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """A command line with the options of a workload; the contender adds its own."""
+    """Makes the parser of a command line with the options of a workload; the contender adds its own."""
     parser = argparse.ArgumentParser(
         prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -61,7 +61,11 @@ def workload_parser(prog: str, description: str) -> argparse.ArgumentParser:
 
 
 def workload(arguments: argparse.Namespace) -> Workload:
-    """The workload of a command line; raises OptionError."""
+    """Returns the workload of a command line.
+
+    Raises:
+        OptionError: a number is too small.
+    """
     return Workload(**{field.name: getattr(arguments, field.name) for field in fields(Workload)})
 
 
@@ -74,12 +78,12 @@ class Record:
         software: versions.
         prompt_tokens: tokens of the prompt, visual ones included.
         visual_tokens: those of its picture.
-        load: until the model is ready, imports of what computes included.
+        load: time until the model is ready, the backend's imports included.
         cold_first_token: time to the first token of the process's first answer.
         image: time to cut the picture and encode its tiles.
         first_token: time to the first token; ``image`` is part of it, tokenizing is not.
         steps: for each answer the time of every token after the first.
-        memory: the most seen at the ends of phases.
+        memory: the largest values of all samples.
         weight_bytes: as in ``Loaded``.
     """
 
@@ -100,7 +104,7 @@ class Record:
         """Reads what ``to_json`` wrote.
 
         Raises:
-            MonoedgeError: it is no record.
+            MonoedgeError: it is not a record.
         """
         try:
             values: dict[str, Any] = json.loads(line)
@@ -109,5 +113,5 @@ class Record:
             raise MonoedgeError(f"expected a record as the last line of a contender's output: {error}") from None
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Returns the record as one line of JSON."""
         return json.dumps(asdict(self), ensure_ascii=False)

@@ -30,7 +30,7 @@ examples:
   echo "What is it?" | python -m runtime.chat --bundle bundle/ --image photo.jpg > answer.txt
   python -m runtime.chat --bundle bundle/ --image photo.jpg       # a conversation
 
-exit codes: 0; 2 for an error, told in one line; 130 when interrupted with Ctrl-C."""
+exit codes: 0; 2 for an error, which is one line on stderr; 130 when interrupted with Ctrl-C."""
 
 _SAMPLING = ("temperature", "top_k", "top_p", "seed")
 
@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of ``Session`` that were given."""
+    """Returns the options of ``Session`` that were given."""
     given = {name: value for name in _SAMPLING if (value := getattr(arguments, name)) is not None}
     if given and not arguments.sample:
         raise OptionError(f"--{next(iter(given)).replace('_', '-')} does nothing without --sample: add it")

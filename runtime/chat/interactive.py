@@ -16,8 +16,8 @@ from runtime.model import Model
 
 _COMMANDS = {
     "/image PATH": "add an image to the next question",
-    "/new": "begin a fresh conversation, without images",
-    "/stats": "what the last answer took",
+    "/new": "begin a new conversation, without images",
+    "/stats": "tokens and times of the last answer",
     "/help": "this list",
     "/quit": "leave; so do Ctrl-D and, at the prompt, Ctrl-C",
 }
@@ -27,11 +27,11 @@ class Chat:
     """A conversation with a person at a terminal.
 
     Args:
-        model: who answers.
-        terminal: where.
-        images: for the first question, with their names.
-        show_stats: after every answer, not only when asked for.
-        options: what ``Session`` takes.
+        model: the loaded bundle that answers.
+        terminal: where questions come from and answers go.
+        images: images for the first question, with their names.
+        show_stats: whether stats are shown after every answer, not only on ``/stats``.
+        options: options of ``Session``.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ def _unquoted(path: str) -> str:
 
 
 def stats_line(answer: Answer) -> str:
-    """What an answer took, for people."""
+    """Returns an answer's numbers of tokens and times, for people."""
     stats = answer.stats
     line = (
         f"prompt {stats.prompt_tokens} tokens ({stats.visual_tokens} visual, {stats.reused_tokens} from the cache), "

@@ -31,7 +31,7 @@ class Terminal(Console):
                 begun = True
                 self.write(piece)
         except BaseException:
-            if begun:  # what is told next begins a line
+            if begun:  # the error's message begins a line
                 self.write("\n")
             raise
         self.write("\n")

@@ -1,4 +1,4 @@
-"""Pillow's bicubic filter as integers, for whoever resizes pictures in its place.
+"""Pillow's bicubic filter as integers, for code that resizes pictures in its place.
 
 Source: ``precompute_coeffs`` and ``normalize_coeffs_8bpc`` of Pillow's ``Resample.c``. Weights are of 22 bits; sums are
 rounded and clipped to 8 bits after each direction.
@@ -23,8 +23,8 @@ class Filter:
     """The weights of one direction.
 
     Attributes:
-        first: int32 [places], of the source where each place of the result begins.
-        count: int32 [places], how many of the source it is made of.
+        first: int32 [places], the first source pixel of each pixel of the result.
+        count: int32 [places], how many source pixels it is made of.
         weights: int32 [places, taps], in steps of 2⁻²²; those from ``count`` on are 0.
     """
 
@@ -34,7 +34,7 @@ class Filter:
 
 
 def bicubic(source: int, target: int) -> Filter:
-    """The weights that resize ``source`` pixels to ``target``; the same bits as Pillow's."""
+    """Returns the weights that resize ``source`` pixels to ``target``; the same bits as Pillow's."""
     scale = source / target
     stretch = max(scale, 1.0)
     support = _SUPPORT * stretch
@@ -54,10 +54,10 @@ def bicubic(source: int, target: int) -> Filter:
 
 
 def across_first(source: tuple[int, int], target: tuple[int, int]) -> bool:
-    """Which direction the Pillow that is installed resizes first, of sizes (width, height).
+    """Returns whether the installed Pillow resizes across before down; sizes are (width, height).
 
-    Always across up to Pillow 12; from 13 on, down where that takes more away than twice what across does. The order
-    shows in the last bits.
+    Up to Pillow 12 it always does. From 13 on it resizes down first where that removes more than twice as many pixels
+    as across. The order shows in the last bits.
     """
     if int(PIL.__version__.split(".", maxsplit=1)[0]) < 13:
         return True

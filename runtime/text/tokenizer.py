@@ -8,6 +8,7 @@ U+FFFD, and then removes some spaces before punctuation and English contractions
 from __future__ import annotations
 
 import codecs
+import itertools
 from collections.abc import Iterable
 from os import PathLike
 
@@ -140,17 +141,11 @@ class Tokenizer:
         if skip_special_tokens:
             return _clean(self._text(ids))
         parts = []
-        run: list[int] = []
-        for index in ids:
-            if index < self._first_image_token:
-                run.append(index)
-                continue
-            if run:
+        for is_image_token, run in itertools.groupby(ids, lambda index: index >= self._first_image_token):
+            if is_image_token:
+                parts += [self._special[self._checked(index)] for index in run]
+            else:
                 parts.append(self._text_with_special(run))
-            parts.append(self._special[self._checked(index)])
-            run = []
-        if run:
-            parts.append(self._text_with_special(run))
         return " ".join(parts)
 
     def id_of(self, token: str) -> int:
