@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -26,15 +29,71 @@ ARROWS = {
 }
 
 
+# Rooms of export that never need PyTorch.
+TORCH_FREE = ("passes", "quantized", "engines", "recorded", "writer.py")
+
+LONGEST = 300
+"""Lines of a file."""
+FULLEST = 12
+"""Python files of a folder, its ``__init__.py`` included."""
+CORE = 2700
+"""Lines from ``runtime.Session`` to ONNX Runtime's call."""
+
+MODULES = {
+    ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+    for package in sorted(OURS)
+    for file in (ROOT / package).rglob("*.py")
+}
+
+
 def imported(file: Path) -> set[str]:
     """Top-level names of the modules that a file imports, wherever in it."""
+    return {name.split(".")[0] for name in _names(file)} - set(sys.stdlib_module_names)
+
+
+def _names(file: Path) -> set[str]:
+    """Full names of what a file imports, wherever in it; what only type checkers see is left out."""
+    tree = ast.parse(file.read_text())
+    unseen = {
+        id(node)
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and isinstance(branch.test, ast.Name) and branch.test.id == "TYPE_CHECKING"
+        for node in ast.walk(branch)
+    }
     names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(tree):
+        if id(node) in unseen:
+            continue
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.split(".")[0])
-    return names - set(sys.stdlib_module_names)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def _module(name: str) -> str | None:
+    """The module of ours that an imported name is, or stands in."""
+    return name if name in MODULES else name.rpartition(".")[0] if name.rpartition(".")[0] in MODULES else None
+
+
+def _arrows(group: Callable[[str], str]) -> dict[str, set[str]]:
+    """Who imports whom, among groups of modules."""
+    arrows: dict[str, set[str]] = {}
+    for module, file in MODULES.items():
+        others = {group(other) for other in map(_module, _names(file)) if other is not None}
+        arrows.setdefault(group(module), set()).update(others - {group(module)})
+    return arrows
+
+
+def _room(module: str) -> str:
+    """The folder of a module; files that stand at the top of a package are rooms of their own."""
+    return module.rpartition(".")[0] if module.count(".") > 1 and MODULES[module].name != "__init__.py" else module
+
+
+@pytest.mark.parametrize("group", [str, _room], ids=["modules", "rooms"])
+def test_no_circles(group: Callable[[str], str]) -> None:
+    """``static_order`` raises for a circle, and names it."""
+    assert list(TopologicalSorter(_arrows(group)).static_order())
 
 
 @pytest.mark.parametrize("package", sorted(OURS))
@@ -43,10 +102,43 @@ def test_arrows(package: str) -> None:
         assert imported(file) & OURS <= ARROWS[package] | {package}, file
 
 
-def test_only_export_imports_torch() -> None:
-    for package in OURS - {"export"}:
-        for file in (ROOT / package).rglob("*.py"):
+def test_only_parts_of_export_import_torch() -> None:
+    for file in MODULES.values():
+        room = file.relative_to(ROOT).parts
+        if room[0] != "export" or room[1] in TORCH_FREE:
             assert "torch" not in imported(file), file
+
+
+def test_sizes() -> None:
+    for package in OURS:
+        for folder in (ROOT / package, *(path for path in (ROOT / package).rglob("*") if path.is_dir())):
+            files = list(folder.glob("*.py"))
+            assert len(files) <= FULLEST, folder
+            assert not files or len(files) >= 3, folder
+            for file in (path for path in folder.iterdir() if path.suffix in {".py", ".cu", ".cuh", ".cpp", ".h"}):
+                assert len(file.read_text().splitlines()) <= LONGEST, file
+
+
+def test_the_core_path_is_short_and_listed() -> None:
+    """docs/architecture.md lists the files; what ``runtime.Session`` imports on its way is among them."""
+    page = (ROOT / "docs/architecture.md").read_text()
+    section = page.split("## The core path")[1].split("\n## ")[0]
+    listed = {ROOT / name for name in re.findall(r"`(runtime/[\w/]+\.py)`", section)}
+    assert sum(len(file.read_text().splitlines()) for file in listed) <= CORE
+    reached, waiting = set[str](), ["runtime.session", "runtime.backends.onnxruntime"]
+    while waiting:
+        module = waiting.pop()
+        if module not in reached:
+            reached.add(module)
+            waiting += {other for other in map(_module, _names(MODULES[module])) if other is not None}
+    missing = {MODULES[module] for module in reached} - listed - {ROOT / "runtime/images/frames.py"}
+    assert {file for file in missing if file.name != "__init__.py"} == set()
+
+
+def test_pages_name_files_that_are_there() -> None:
+    for page in (ROOT / "docs").glob("*.md"):
+        for name in re.findall(r"`((?:runtime|export|calibration|plugins_trt)/[\w/.]*)`", page.read_text()):
+            assert (ROOT / name).exists(), f"{page.name}: {name}"
 
 
 def test_runtime_needs_the_base_only() -> None:
@@ -93,13 +185,6 @@ def test_import_runtime_without_anything_heavy() -> None:
     )
     result = without(*heavy, code="import runtime; print(runtime.Session.__name__)")
     assert result.stdout == "Session\n", result.stderr
-
-
-def test_what_writes_bundles_needs_no_torch() -> None:
-    modules = "options, writer, external_data, passes.portable, passes.group_query_attention, quantized.bundle"
-    code = "".join(f"import export.{module}\n" for module in modules.split(", "))
-    result = without("torch", "onnxscript", "safetensors", code=code)
-    assert result.returncode == 0, result.stderr
 
 
 def test_missing_onnxruntime_names_its_extra(tiny_v1_bundle: Path) -> None:
