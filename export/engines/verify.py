@@ -1,6 +1,6 @@
 """The check of new engines on the GPU that they were built for, in a process of its own.
 
-TensorRT ends the process where other libraries raise, and an engine that does so should be told, not take us with it.
+TensorRT ends the process where other libraries raise, so that an engine is tried in a process of its own.
 """
 
 from __future__ import annotations
