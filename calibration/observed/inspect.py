@@ -1,19 +1,19 @@
-"""A record for people: what was observed of which bundle, matrix by matrix."""
+"""A record as a table: what was observed of which bundle, matrix by matrix."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from calibration.observed.record import Record
 from calibration.observed.statistics import Rows, merged, outliers
+from runtime.console.table import aligned
 
 
 def inspect(file: Path) -> str:
-    """A record as a table.
+    """Returns a record as a table.
 
     Raises:
-        CalibrationError: the file is no record.
+        CalibrationError: the file is not a record.
     """
     record = Record.load(file)
     origin = record.origin
@@ -43,21 +43,12 @@ def inspect(file: Path) -> str:
                 _outliers(absmax),
             )
         )
-    caches: list[tuple[str, ...]] = [("cache", "largest", "outliers")]
-    for name, largest in record.caches.items():
-        caches.append((name, f"{largest.max():.4g}", _outliers(largest)))
-    note = "outliers: the largest magnitude of a channel, over that of the middle channel"
-    return "\n".join([*lines, *_table(rows), "", *_table(caches), "", note])
+    caches = [("cache", "largest", "outliers")]
+    caches += [(name, f"{largest.max():.4g}", _outliers(largest)) for name, largest in record.caches.items()]
+    note = "outliers: the largest magnitude of a channel, divided by that of the median channel"
+    return "\n".join([*lines, aligned(rows), "", aligned(caches), "", note])
 
 
 def _outliers(largest: Rows) -> str:
     found = outliers(largest)
     return "–" if found is None else f"{found:.3g}"
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from runtime.bench.record import Record
+from runtime.console.table import markdown
 
 Values = Callable[[Record], Iterable[float | None]]
 
@@ -104,7 +105,7 @@ def case_table(results: dict[str, Any], index: int) -> str:
     cached = [_cells([[100 * part for part in case["cached_before"] if part is not None]])[0] for case in cases]
     if any(cached):
         table.append(["of the bundle in the page cache before, %", *cached])
-    return _markdown(table)
+    return markdown(table)
 
 
 def context_table(results: dict[str, Any]) -> str | None:
@@ -123,7 +124,7 @@ def context_table(results: dict[str, Any]) -> str | None:
         first = first or rates
         cells = [f"{_number(rate)}, {rate / base:.2f}" for rate, base in zip(rates, first, strict=True)]
         table.append([f"after {results['contenders'][0]['cases'][index]['title']}", *cells])
-    return _markdown(table)
+    return markdown(table)
 
 
 def _cells(columns: list[list[float]]) -> list[str]:
@@ -145,12 +146,3 @@ def _cells(columns: list[list[float]]) -> list[str]:
 def _number(value: float) -> str:
     """Three digits, which is more than times repeat to."""
     return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
-
-
-def _markdown(table: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in table
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
