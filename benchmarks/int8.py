@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,19 @@ from calibration.observed.observe import observe
 from calibration.observed.record import Origin, Record, bundle_hash
 from calibration.reporting.report import ROWS
 from calibration.scales.choose import Choice, choose
-from calibration.trial.backend import GraphBackend
 from calibration.trial.budget import Trials
 from calibration.trial.measure import KINDS, Comparison, Reference
 from calibration.trial.prober import Prober
 from export.quantized.quantizable import Matrix, choose_matrices, find_matrices
 from export.quantized.weights import DecoderWeights
-from runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeContext
+from runtime.backends import Array
+from runtime.backends.graph import GraphInMemory
+from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.bundle.manifest import DECODER_GRAPH
 from runtime.bundle.reader import Bundle
 from runtime.console.console import Console
 from runtime.console.run import run
+from runtime.console.table import markdown
 from runtime.errors import MonoedgeError
 from runtime.model import Model
 
@@ -106,24 +108,24 @@ def main() -> None:
 
 
 def _benchmark(arguments: argparse.Namespace, scratch: Path) -> None:
-    bundle = scratch / "bundle"
+    bundle, console = scratch / "bundle", Console()
     _call("-m", "export.onnx", "--ckpt", str(arguments.ckpt), "-o", str(bundle))
     data, tests = _draw(scratch, arguments.pictures, arguments.questions)
     opened = Bundle(bundle)
-    graph = DecoderWeights(opened).model
-    matrices = find_matrices(graph)
-    examples = read_examples(data)
-    record = _observed(opened, graph, choose_matrices(matrices, *EVERYTHING), examples, scratch / "record.npz")
+    weights = DecoderWeights(opened)
+    matrices = find_matrices(weights.model)
+    record = _observed(
+        weights, choose_matrices(matrices, *EVERYTHING), read_examples(data), scratch / "record.npz", console
+    )
     prober = Prober(Model(opened, OnnxRuntimeBackend(opened)), None, NEW_TOKENS)
-    console = Console()
     with console.bar("answers before", arguments.questions) as advance:
         reference = Reference(prober, read_examples(tests), advance, scratch)
 
     results = []
     for row in OURS:
         choice = replace(row.choice, mode=row.mode)
-        chosen = choose(opened, choose_matrices(matrices, *row.parts), record, choice, lambda count: None)
-        trial = Trials(opened, reference, prober, row.form, None, console).run(chosen.plan, f"{row.mode}, {row.name}")
+        chosen = choose(weights, choose_matrices(matrices, *row.parts), record, choice, lambda count: None)
+        trial = Trials(weights, reference, row.form, None, console).run(chosen.plan, f"{row.mode}, {row.name}")
         results.append(_result(row.mode, row.name, trial.comparison))
     for tool, python in (("onnxruntime", sys.executable), ("modelopt", arguments.modelopt)):
         for method in OTHERS[tool] if python else ():
@@ -135,9 +137,10 @@ def _benchmark(arguments: argparse.Namespace, scratch: Path) -> None:
                 print(f"{name}: {error}", file=sys.stderr)
                 results.append({"mode": "w8a8", "name": name, "figures": None})
                 continue
-            other = Model(opened, GraphBackend(opened, {DECODER_GRAPH: onnx.load(model)}, {}))
+            graphs = {DECODER_GRAPH: GraphInMemory(model.read_bytes())}
+            other = Model(opened, OnnxRuntimeBackend(opened, graphs=graphs))
             with console.bar(name, arguments.questions) as advance:
-                comparison, _ = reference.compare(Prober(other, None, NEW_TOKENS), advance)
+                comparison = reference.compare(Prober(other, None, NEW_TOKENS), advance)
             results.append(_result("w8a8", name, comparison))
     print(_table(results))
     if arguments.json:
@@ -166,15 +169,15 @@ def _draw(scratch: Path, pictures: int, questions: int) -> tuple[Path, Path]:
 
 
 def _observed(
-    bundle: Bundle, graph: onnx.ModelProto, matrices: Sequence[Matrix], examples: Sequence[Example], file: Path
+    weights: DecoderWeights, matrices: Sequence[Matrix], examples: Sequence[Example], file: Path, console: Console
 ) -> Record:
-    names = tuple(matrix.name for matrix in matrices)
-    hashes = bundle_hash(bundle.manifest), bundle.manifest.name, digest(examples)
+    names, manifest = tuple(matrix.name for matrix in matrices), weights.bundle.manifest
+    hashes = bundle_hash(manifest), manifest.name, digest(examples)
     record = Record.nothing(
         Origin(*hashes, len(examples), 0, None, NEW_TOKENS, names), [matrix.channels for matrix in matrices]
     )
-    with Console().bar("observing", len(examples)) as advance:
-        observe(bundle, graph, matrices, examples, record, file, advance)
+    with console.bar("observing", len(examples)) as advance:
+        observe(weights, examples, record, file, advance)
     return record
 
 
@@ -182,7 +185,10 @@ def _observed(
 
 
 class _Feeds:
-    """A calibration data reader as onnxruntime and modelopt want one: what the decoder is fed, piece by piece."""
+    """A calibration data reader of onnxruntime and modelopt: the decoder's inputs, chunk by chunk.
+
+    The caches have the chunk's own rows already. The decoder writes the same ones again.
+    """
 
     def __init__(self, bundle: Bundle, examples: Sequence[Example]) -> None:
         self._bundle, self._examples = bundle, examples
@@ -208,39 +214,16 @@ class _Feeds:
 
     def _all(self) -> Iterator[dict[str, np.ndarray]]:
         waiting: list[dict[str, np.ndarray]] = []
-        backend = _FeedBackend(self._bundle, waiting)
+
+        def take(inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+            waiting.append({name: value.copy() for name, value in inputs.items()})
+
+        backend = OnnxRuntimeBackend(self._bundle, observer=take)
         prober = Prober(Model(self._bundle, backend), None, NEW_TOKENS)
         for example in self._examples:
             for _ in prober.answer(prober.prompt(example)):
                 yield from waiting
                 waiting.clear()
-
-
-class _FeedBackend(OnnxRuntimeBackend):
-    def __init__(self, bundle: Bundle, feeds: list[dict[str, np.ndarray]]) -> None:
-        self.feeds = feeds
-        super().__init__(bundle)
-
-    def new_context(self) -> OnnxRuntimeContext:
-        return _FeedContext(self)
-
-
-class _FeedContext(OnnxRuntimeContext):
-    def __init__(self, backend: _FeedBackend) -> None:
-        super().__init__(backend)
-        self._feeds = backend.feeds
-
-    def forward(self, inputs_embeds: np.ndarray, visual_mask: np.ndarray, start: int) -> np.ndarray:
-        positions = np.arange(start, start + len(inputs_embeds), dtype=np.int64)
-        caches = {past: cache.copy() for (past, _), cache in zip(self._pairs, self._caches, strict=True)}
-        feed = {
-            "inputs_embeds": inputs_embeds[None].astype(np.float32),
-            "visual_mask": visual_mask[None],
-            "position_ids": positions[None],
-            "write_indices": positions[:1],
-        }
-        self._feeds.append({**feed, **caches})
-        return super().forward(inputs_embeds, visual_mask, start)
 
 
 def _quantize_elsewhere(tool: str, method: str, bundle: str, data: str, target: str) -> None:
@@ -311,17 +294,14 @@ def _result(mode: str, name: str, comparison: Comparison) -> dict[str, Any]:
 
 def _table(results: Sequence[dict[str, Any]]) -> str:
     columns = [row for row in ROWS if row[1] not in ("questions", "tokens")]
-    lines = ["| | " + " | ".join(title for title, _, _ in columns) + " | KL, pictures | KL, text only |"]
-    lines.append("| --- " * (len(columns) + 3) + "|")
+    rows = [["", *(title for title, _, _ in columns), "KL, pictures", "KL, text only"]]
     for result in results:
-        figures = result["figures"]
-        if figures is None:
-            lines.append(f"| {result['mode']}: {result['name']} | failed " + "| " * (len(columns) + 1) + "|")
-            continue
-        cells = [form.format(figures["all"][name]) for _, name, form in columns]
-        cells += [f"{figures[kind]['mean_kl']:.2e}" if figures[kind] else "–" for kind in KINDS]
-        lines.append(f"| {result['mode']}: {result['name']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        figures, cells = result["figures"], ["failed", *[""] * (len(columns) + 1)]
+        if figures is not None:
+            cells = [form.format(figures["all"][name]) for _, name, form in columns]
+            cells += [f"{figures[kind]['mean_kl']:.2e}" if figures[kind] else "–" for kind in KINDS]
+        rows.append([f"{result['mode']}: {result['name']}", *cells])
+    return markdown(rows)
 
 
 def _call(*arguments: str, python: str = sys.executable) -> None:

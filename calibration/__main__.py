@@ -1,4 +1,4 @@
-"""``python -m calibration``: INT8 for the experts of a bundle, and how far its answers moved."""
+"""``python -m calibration``: quantizes the experts of a bundle to INT8, and reports how far its answers moved."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line, by default this process's, and calibrates, compares or inspects."""
+    """Calibrates, compares or inspects, as the command line says; by default that of this process."""
     arguments = read_options(argv)
     need("onnx", "ml_dtypes", "matplotlib", "threadpoolctl")
     if arguments.inspect is not None:
@@ -32,44 +32,31 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
-    from calibration.calibrate import REPORT_HTML, calibrate
+    from calibration.calibrate import REPORT_HTML, Target, calibrate
     from calibration.data import draw
     from runtime.bundle.reader import Bundle
 
     examples = _read(arguments.data, arguments)
     given = _read(arguments.test_data, arguments) if arguments.test_data is not None else None
-    observed, tests = draw(examples, arguments.samples, arguments.test_samples, arguments.seed, given is not None)
-    if given is not None:
-        tests, _ = draw(given, arguments.test_samples, 0, arguments.seed, have_tests=True)
+    questions = draw(examples, arguments.samples, arguments.test_samples, arguments.seed, given)
     output: Path = arguments.output
-    console = Console()
-    report = calibrate(
-        Bundle(arguments.bundle),
-        observed,
-        tests,
-        _options(arguments),
-        output,
-        arguments.record or output.parent / f"{output.resolve().name}.observed.npz",
-        apply_to=Bundle(arguments.apply_to) if arguments.apply_to is not None else None,
-        overwrite=arguments.overwrite,
-        console=console,
-    )
-    console.write(report.text() + "\n")
-    _write(report, arguments.report)
+    record = arguments.record or output.parent / f"{output.resolve().name}.observed.npz"
+    apply_to = Bundle(arguments.apply_to) if arguments.apply_to is not None else None
+    console, target = Console(), Target(output, record, arguments.overwrite)
+    report = calibrate(Bundle(arguments.bundle), questions, _options(arguments), target, apply_to, console)
+    _write(report, arguments.report, console)
     console.say(
-        f'{output}: made; {output / REPORT_HTML} is the report; try\n  python -m runtime.chat --bundle {output} "…"'
+        f'wrote {output}; its report is {output / REPORT_HTML}; try it:\n  python -m runtime.chat --bundle {output} "…"'
     )
 
 
 def _compare(arguments: argparse.Namespace) -> None:
     from calibration.compare import compare
-    from calibration.data import draw
+    from calibration.data import sample
 
     console = Console()
-    tests, _ = draw(_read(arguments.data, arguments), arguments.test_samples, 0, arguments.seed, have_tests=True)
-    report = compare(tuple(arguments.compare), tests, _options(arguments), console)
-    console.write(report.text() + "\n")
-    _write(report, arguments.report)
+    tests = sample(_read(arguments.data, arguments), arguments.test_samples, arguments.seed)
+    _write(compare(tuple(arguments.compare), tests, _options(arguments), console), arguments.report, console)
 
 
 def _read(data: Path, arguments: argparse.Namespace) -> list[Example]:
@@ -97,10 +84,12 @@ def _options(arguments: argparse.Namespace) -> Options:
     )
 
 
-def _write(report: Report, path: Path | None) -> None:
+def _write(report: Report, path: Path | None, console: Console) -> None:
+    """Shows the report, and writes its files where ``--report`` is given."""
     from calibration.errors import CalibrationError
     from calibration.reporting.page import page
 
+    console.write(report.text() + "\n")
     if path is None:
         return
     try:

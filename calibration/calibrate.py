@@ -1,4 +1,4 @@
-"""The whole way: observe, choose scales, hold the budget, write the bundle and its report."""
+"""A whole calibration: observe, choose scales, fit the budget, write the bundle and its report."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
 
-from calibration.data import Example, digest
+from calibration.data import Example, Questions, digest
 from calibration.errors import CalibrationError
 from calibration.observed.observe import observe
 from calibration.observed.record import Origin, Record, bundle_hash
 from calibration.reporting.page import page
-from calibration.reporting.report import Report, calibration_report, stored_size
-from calibration.scales.choose import Choice, Chosen, choose
-from calibration.trial.budget import Trial, Trials, fit_budget, name
+from calibration.reporting.report import Report, calibration_report
+from calibration.scales.choose import Choice, choose
+from calibration.trial.budget import Trials, fit_budget, layer_names
 from calibration.trial.candidate import weights_size
 from calibration.trial.measure import Reference
 from calibration.trial.prober import Prober, check_examples
@@ -31,7 +31,7 @@ from runtime.console.console import SILENT, Console
 from runtime.model import load
 
 REPORT_JSON, REPORT_HTML = "calibration.json", "calibration.html"
-"""Names of the report in a bundle."""
+"""The files of the report in a bundle."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Options:
 
     Attributes:
         experts: ``text``, or ``text`` and ``visual``.
-        attention, lm_head, kv_cache: quantize these too.
+        attention, lm_head, kv_cache: whether these are quantized too.
         choice: how scales are chosen.
         form: ``qdq`` or ``cpu``; None for what fits the bundle that is quantized.
-        seed: of what is random.
-        max_tiles: most tiles of a picture; None for the checkpoint's limit.
-        max_new_tokens: tokens that an answer may have.
-        max_kl: budget of the mean KL divergence, in nats; None for none.
-        threads: to compute with; None for ONNX Runtime's choice.
+        seed: of all random choices.
+        max_tiles: the most tiles of a picture; None for the checkpoint's limit.
+        max_new_tokens: the most tokens of an answer.
+        max_kl: the budget of the mean KL divergence, in nats; None for no budget.
+        threads: CPU threads to compute with; None for ONNX Runtime's choice.
     """
 
     experts: tuple[str, ...] = ("text",)
@@ -63,102 +63,135 @@ class Options:
     threads: int | None = None
 
     def form_for(self, bundle: Bundle) -> str:
-        """``cpu`` where ONNX Runtime's kernels can take it, else ``qdq``."""
+        """Returns the form of a bundle: ``cpu`` where ONNX Runtime's INT8 kernels can take it, else ``qdq``."""
         if self.form is not None:
             return self.form
         return CPU if bundle.manifest.precision == "fp32" and self.choice.mode == "w8a16" else QDQ
 
+    def settings(self, form: str) -> dict[str, Any]:
+        """Returns the options as the report lists them."""
+        choice = self.choice
+        return {
+            "mode": choice.mode,
+            "form": form,
+            "experts": list(self.experts),
+            "attention": self.attention,
+            "lm_head": self.lm_head,
+            "kv_cache": self.kv_cache,
+            "weights": choice.weights,
+            "activations": choice.activations if choice.mode == "w8a8" else None,
+            "smoothing": choice.smoothing,
+            "max_kl": self.max_kl,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a calibration writes.
+
+    Attributes:
+        bundle: the folder of the quantized bundle, with the report in it.
+        record: the file of the observations. A complete one is used again, an incomplete one is completed.
+        overwrite: whether a bundle that exists is replaced.
+    """
+
+    bundle: Path
+    record: Path
+    overwrite: bool = False
+
 
 def calibrate(
     bundle: Bundle,
-    examples: Sequence[Example],
-    tests: Sequence[Example],
+    questions: Questions,
     options: Options,
-    output: Path,
-    record_file: Path,
-    *,
+    target: Target,
     apply_to: Bundle | None = None,
-    overwrite: bool = False,
     console: Console = SILENT,
 ) -> Report:
     """Makes a quantized bundle.
 
     Args:
-        bundle: not quantized, fp32 or fp16; it is observed and answers are compared with its own.
-        examples: to observe.
-        tests: to measure with.
-        options: what to do.
-        output: the bundle to make, with the report in it.
-        record_file: where observations are kept; a run that was interrupted goes on from it, and one that is
-            complete is used again.
-        apply_to: the same model in another number format, to be quantized instead.
-        overwrite: replace a bundle that is there.
-        console: told each step, and the progress.
+        bundle: not quantized, fp32 or fp16. It is observed, and answers are compared with its own.
+        questions: to observe, and to measure with.
+        options: what is quantized, and how.
+        target: what is written.
+        apply_to: the same model in another number format, which is quantized instead.
+        console: shows each step and the progress.
 
     Raises:
-        CalibrationError: something does not fit, or the budget does not hold; nothing was written then.
+        CalibrationError: something does not fit, or the budget cannot be held. No bundle was written then.
         BundleError: the bundle cannot be written.
         BackendError: ONNX Runtime cannot run the bundle.
     """
     source = apply_to or bundle
     form = options.form_for(source)
-    BundleWriter(output, overwrite)  # refuses a target that exists before any work
+    BundleWriter(target.bundle, target.overwrite)  # refuses a target that exists before any work
     check_source(bundle.manifest, options.choice.mode, form=QDQ)
     check_source(source.manifest, options.choice.mode, form, options.kv_cache)
+    folder = target.record.parent
     try:
-        record_file.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CalibrationError(f"{record_file.parent} cannot be made: {error.strerror}") from None
-    graph = DecoderWeights(bundle).model
-    matrices = choose_matrices(find_matrices(graph), options.experts, options.attention, options.lm_head)
+        raise CalibrationError(f"{folder} cannot be made: {error.strerror}") from None
+    weights = source_weights = DecoderWeights(bundle)
+    matrices = choose_matrices(find_matrices(weights.model), options.experts, options.attention, options.lm_head)
     if apply_to is not None:
-        require_same(bundle, apply_to, matrices)
+        source_weights = DecoderWeights(apply_to)
+        require_same(weights, source_weights, matrices)
 
-    model = load(bundle.folder, threads=options.threads)
-    prober = Prober(model, options.max_tiles, options.max_new_tokens)
-    with console.bar("reading", len(examples) + len(tests)) as advance:
-        check_examples(prober, [*examples, *tests], advance)
-    record = _observe(bundle, graph, matrices, examples, options, record_file, console)
+    prober = Prober(load(bundle.folder, threads=options.threads), options.max_tiles, options.max_new_tokens)
+    with console.bar("reading", len(questions.observed) + len(questions.tests)) as advance:
+        check_examples(prober, [*questions.observed, *questions.tests], advance)
+    record = _observe(weights, matrices, questions.observed, options, target.record, console)
     started = time.perf_counter()
     with console.bar("scales", len(matrices)) as advance:
-        chosen = choose(bundle, matrices, record, options.choice, advance, options.kv_cache)
+        chosen = choose(weights, matrices, record, options.choice, advance, options.kv_cache)
     console.say(f"chose the scales of {len(matrices)} matrices in {time.perf_counter() - started:.0f} s")
 
-    console.say(f"measuring with {len(tests)} other questions")
-    with console.bar("answers before", len(tests)) as advance:
-        reference = Reference(prober, tests, advance, record_file.parent)
-    trials = Trials(bundle, reference, prober, form, options.threads, console)
+    console.say(f"measuring with {len(questions.tests)} other questions")
+    with console.bar("answers before", len(questions.tests)) as advance:
+        reference = Reference(prober, questions.tests, advance, folder)
+    trials = Trials(weights, reference, form, options.threads, console)
     trial = trials.run(chosen.plan, "answers after")
     if options.max_kl is not None:
-        trial = fit_budget(trials, trial, options.max_kl, console)
+        trial = fit_budget(trials, trial, options.max_kl)
         if trial.kept:
-            console.say(f"left as they are, to hold the budget: {', '.join(map(name, trial.kept))}")
-    report = _report(bundle, source, record, tests, options, form, chosen, trial, reference)
+            console.say(f"not quantized, to keep within the budget: {layer_names(trial.kept)}")
+    planned = {matrix.name for matrix in trial.plan.matrices}
+    report = calibration_report(
+        source.manifest,
+        record,
+        options.settings(form),
+        [matrix for matrix in chosen.matrices if matrix.name in planned],
+        trial,
+        weights_size(source_weights, trial.plan, form),
+    )
     write_quantized(
-        source,
-        output,
+        source_weights,
+        target.bundle,
         trial.plan,
         form=form,
         record={REPORT_JSON: report.json().encode(), REPORT_HTML: page(report).encode()},
-        overwrite=overwrite,
+        overwrite=target.overwrite,
         console=console,
     )
     return report
 
 
 def _observe(
-    bundle: Bundle,
-    graph: onnx.ModelProto,
+    weights: DecoderWeights,
     matrices: Sequence[Matrix],
     examples: Sequence[Example],
     options: Options,
     file: Path,
     console: Console,
 ) -> Record:
-    """The complete record: read, completed or made."""
+    """Returns the complete record: read from its file, completed or made."""
+    manifest = weights.bundle.manifest
     origin = Origin(
-        bundle=bundle_hash(bundle.manifest),
-        name=bundle.manifest.name,
+        bundle=bundle_hash(manifest),
+        name=manifest.name,
         data=digest(examples),
         examples=len(examples),
         seed=options.seed,
@@ -173,69 +206,28 @@ def _observe(
     else:
         record = Record.nothing(origin, [matrix.channels for matrix in matrices])
     if not record.complete:
-        known = {matrix.name: matrix for matrix in find_matrices(graph)}
-        observed = [known[matrix] for matrix in record.origin.matrices]
         started, before = time.perf_counter(), record.done
         with console.bar("observing", len(examples)) as advance:
-            observe(bundle, graph, observed, examples, record, file, advance, options.threads)
+            observe(weights, examples, record, file, advance, options.threads)
         seconds = time.perf_counter() - started
         console.say(f"observed {len(examples) - before} examples in {seconds:.0f} s; the record is {file}")
     return record
 
 
-def require_same(bundle: Bundle, other: Bundle, matrices: Sequence[Matrix]) -> None:
-    """Checks that another bundle holds the same model in another number format.
+def require_same(weights: DecoderWeights, others: DecoderWeights, matrices: Sequence[Matrix]) -> None:
+    """Checks that two bundles hold the same model, in two number formats.
 
     Raises:
-        CalibrationError: it does not.
+        CalibrationError: they do not.
     """
+    bundle, other = weights.bundle, others.bundle
     advice = "export both from one checkpoint"
     for item in ("model", "image"):
         if getattr(bundle.manifest, item) != getattr(other.manifest, item):
             raise CalibrationError(f"{other.folder} is another model than {bundle.folder} ({item}): {advice}")
     if bundle.manifest.files[TOKENIZER] != other.manifest.files[TOKENIZER]:
         raise CalibrationError(f"{other.folder} has another tokenizer than {bundle.folder}: {advice}")
-    ours, theirs = DecoderWeights(bundle), DecoderWeights(other)
     for matrix in matrices:
-        block, given = next(ours.blocks(matrix.name)), next(theirs.stored(matrix.name))
+        block, given = next(weights.blocks(matrix.name)), next(others.stored(matrix.name))
         if not np.array_equal(block.astype(given.dtype), given):
             raise CalibrationError(f"{other.folder} has other weights than {bundle.folder} ({matrix.name}): {advice}")
-
-
-def _report(
-    bundle: Bundle,
-    source: Bundle,
-    record: Record,
-    tests: Sequence[Example],
-    options: Options,
-    form: str,
-    chosen: Chosen,
-    trial: Trial,
-    reference: Reference,
-) -> Report:
-    kept = {matrix.name for matrix in trial.plan.matrices}
-    return calibration_report(
-        bundle=source.manifest,
-        record=record,
-        tests=digest(tests),
-        settings={
-            "mode": options.choice.mode,
-            "form": form,
-            "experts": list(options.experts),
-            "attention": options.attention,
-            "lm_head": options.lm_head,
-            "kv_cache": options.kv_cache,
-            "weights": options.choice.weights,
-            "activations": options.choice.activations if options.choice.mode == "w8a8" else None,
-            "smoothing": options.choice.smoothing,
-            "max_kl": options.max_kl,
-            "seed": options.seed,
-        },
-        matrices=[matrix for matrix in chosen.matrices if matrix.name in kept],
-        kept=[name(layer) for layer in trial.kept],
-        sensitivity={name(layer): value for layer, value in trial.sensitivity.items()},
-        comparison=trial.comparison,
-        speeds=(reference.speed, trial.speed),
-        sizes=(stored_size(source.manifest), weights_size(source, trial.plan, form)),
-        tokenizer=reference.tokenizer,
-    )

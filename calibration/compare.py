@@ -1,4 +1,4 @@
-"""Two bundles compared: the answers of the second along those of the first."""
+"""How far the answers of one bundle are from those of another."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calibration.data import Example, digest
-from calibration.reporting.report import Report, comparison_report, stored_size
+from calibration.data import Example
+from calibration.reporting.report import Report, comparison_report
 from calibration.trial.measure import Reference
 from calibration.trial.prober import Prober, check_examples
 from runtime.console.console import Console
@@ -27,10 +27,10 @@ def compare(
     """Measures how far the answers of a bundle are from those of another.
 
     Args:
-        bundles: folder of the bundle whose answers are followed, and of the other; both may be quantized.
+        bundles: the folder of the bundle that answers, and that of the other. Both may be quantized.
         tests: the questions.
-        options: of the questions and the threads; the others mean nothing here.
-        console: shown the progress.
+        options: ``max_tiles``, ``max_new_tokens`` and ``threads`` are used.
+        console: shows the progress.
 
     Raises:
         CalibrationError: a question cannot be read, or the bundles are of different models.
@@ -44,14 +44,6 @@ def compare(
     with console.bar("answers before", len(tests)) as advance:
         reference = Reference(probers[0], tests, advance, Path(tempfile.gettempdir()))
     with console.bar("answers after", len(tests)) as advance:
-        comparison, speed = reference.compare(probers[1], advance)
-    manifests = [prober.model.bundle.manifest for prober in probers]
-    return comparison_report(
-        manifests[0],
-        manifests[1],
-        digest(tests),
-        comparison,
-        (reference.speed, speed),
-        (stored_size(manifests[0]), stored_size(manifests[1])),
-        reference.tokenizer,
-    )
+        comparison = reference.compare(probers[1], advance)
+    before, after = (prober.model.bundle.manifest for prober in probers)
+    return comparison_report(before, after, comparison)

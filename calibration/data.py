@@ -1,4 +1,4 @@
-"""The data to calibrate with: questions about pictures, as the model will be asked them."""
+"""The data of a calibration: questions about pictures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from calibration.errors import CalibrationError
 from runtime.bundle.reader import sha256_of
 
 PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""Endings of the files that are taken from a folder."""
+"""Endings of the files that are read from a folder."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Example:
     """One question.
 
     Attributes:
-        place: where it was read, for errors: ``pairs.jsonl, line 3``.
-        images: files, none for a question about text alone.
+        place: where it was read, for messages: ``pairs.jsonl, line 3``.
+        images: the files of its pictures; none for a question about text alone.
         prompt: the question.
-        answer: what the answer should be; None lets the unquantized bundle answer.
+        answer: the expected answer; None lets the unquantized bundle answer.
     """
 
     place: str
@@ -35,23 +35,35 @@ class Example:
     answer: str | None = None
 
 
-def read_examples(data: Path, prompt: str | None = None) -> list[Example]:
-    """All examples of a JSONL file, or of a folder of pictures that share one prompt.
+class Questions(NamedTuple):
+    """The questions of a calibration.
 
-    A line is ``{"image": path, list of paths or null, "prompt": text, "answer": text, optional}``; other keys are
-    left alone. Paths are relative to the file's folder. Blank lines are skipped.
+    Attributes:
+        observed: to observe.
+        tests: to measure with.
+    """
+
+    observed: list[Example]
+    tests: list[Example]
+
+
+def read_examples(data: Path, prompt: str | None = None) -> list[Example]:
+    """Reads a JSONL file, or a folder of pictures that share one prompt.
+
+    A line is ``{"image": path, list of paths or null, "prompt": text, "answer": text, optional}``. Other keys are
+    ignored. Paths are relative to the file's folder. Blank lines are skipped.
 
     Args:
         data: the file or folder.
         prompt: the question about each picture of a folder; None for a file.
 
     Raises:
-        CalibrationError: nothing there, an entry that is not as above, or a picture that is missing; with its line.
+        CalibrationError: there is nothing to read, an entry is malformed, or a picture is missing; with the line.
     """
     if data.is_dir():
         return _from_folder(data, prompt)
     if prompt is not None:
-        raise CalibrationError(f"--prompt is for a folder of pictures; {data} is none, its lines have prompts")
+        raise CalibrationError(f"--prompt is for a folder of pictures, and {data} is a file whose lines have prompts")
     try:
         lines = data.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -69,38 +81,43 @@ def read_examples(data: Path, prompt: str | None = None) -> list[Example]:
 
 
 def draw(
-    examples: Sequence[Example], samples: int, tests: int, seed: int, have_tests: bool = False
-) -> tuple[list[Example], list[Example]]:
-    """Chooses at random what is observed, and what the result is tested with; the two are disjoint.
+    examples: Sequence[Example], samples: int, tests: int, seed: int, given: Sequence[Example] | None = None
+) -> Questions:
+    """Draws questions at random. None is both observed and measured with.
 
-    Where there are too few, a fifth, rounded up, is for testing and the rest is observed.
+    With too few examples for both, a fifth, rounded up, is measured with, and the rest is observed.
 
     Args:
-        examples: to choose from.
-        samples: how many to observe, at most.
-        tests: how many to test with, at most.
-        seed: of the choice; it does not depend on anything else.
-        have_tests: tests come from elsewhere: all that are drawn may be observed.
+        examples: what is drawn from.
+        samples: the most questions to observe.
+        tests: the most questions to measure with.
+        seed: of the random choice.
+        given: other examples, to draw the tests from.
 
     Returns:
-        The examples to observe and those to test with, in random order.
+        The questions, in random order.
 
     Raises:
-        CalibrationError: fewer than two examples, so that nothing would be left to observe or to test with.
+        CalibrationError: a single example, which cannot be both observed and measured with.
     """
-    order = np.random.default_rng(seed).permutation(len(examples))
-    if have_tests:
-        return [examples[index] for index in order[:samples]], []
+    if given is not None:
+        return Questions(sample(examples, samples, seed), sample(given, tests, seed))
     if len(examples) < 2:
         raise CalibrationError(
             "expected at least 2 entries, one to observe and one to test with, got 1: give more data, or --test-data"
         )
-    kept = min(tests, -(-len(examples) // 5)) if len(examples) < samples + tests else tests
-    return [examples[index] for index in order[kept : kept + samples]], [examples[index] for index in order[:kept]]
+    count = min(tests, -(-len(examples) // 5)) if len(examples) < samples + tests else tests
+    order = sample(examples, len(examples), seed)
+    return Questions(order[count : count + samples], order[:count])
+
+
+def sample(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
+    """Returns at most ``count`` of the examples, in random order."""
+    return [examples[index] for index in np.random.default_rng(seed).permutation(len(examples))[:count]]
 
 
 def digest(examples: Sequence[Example]) -> str:
-    """SHA-256 over questions, answers and the bytes of all pictures, in order."""
+    """Returns the SHA-256 over questions, answers and the bytes of all pictures, in order."""
     hashes: dict[Path, str] = {}
     total = hashlib.sha256()
     for example in examples:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from calibration.data import digest
 from calibration.observed.record import Record, bundle_hash
 from calibration.scales.choose import MatrixReport
-from calibration.trial.measure import KINDS, Comparison, Figures, Speed
+from calibration.trial.budget import Trial, layer_name
+from calibration.trial.measure import KINDS, Comparison
 from runtime.bundle.manifest import DECODER_WEIGHTS, VISUAL_DECODER_WEIGHTS, Manifest
 from runtime.bundle.reader import size_text
-from runtime.text.tokenizer import Tokenizer
+from runtime.console.table import aligned
 
 FORMAT = "monoedge-calibration-1"
 
 WORST = 10
-"""Questions that the report tells of: those that moved most."""
+"""How many questions the report lists: those whose answers moved most."""
 
 ROWS = (
     ("questions", "questions", "{:,}"),
@@ -33,123 +35,84 @@ ROWS = (
     ("overlap of the top 5", "top5_overlap", "{:.2%}"),
     ("perplexity, after / before", "perplexity_ratio", "{:.5f}"),
 )
-"""Rows of the table of figures: what it is called, its name in ``Figures``, and how it is written."""
+"""Rows of the table of figures: title, name in ``Figures``, and format."""
 
 
 @dataclass
 class Report:
-    """A report.
+    """What a calibration or a comparison found.
 
     Attributes:
-        values: what the JSON file says.
-        divergences: KL of every position by kind of question, for the charts.
+        values: the content of the JSON file.
+        divergences: the KL divergence of every position by kind of question, for the charts.
     """
 
     values: dict[str, Any]
     divergences: dict[str, npt.NDArray[np.float64]]
 
     def json(self) -> str:
-        """Indented, with a line break at the end."""
+        """Returns the values as JSON, indented, with a line break at the end."""
         return json.dumps(self.values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def table(self) -> list[list[str]]:
-        """The figures: a row of headings, then a row each."""
+        """Returns the figures as rows of cells. The first row holds the headings."""
         figures: Mapping[str, Any] = self.values["figures"]
-        columns = [kind for kind in ("all", *KINDS) if figures[kind] is not None]
-        rows = [["", *("all questions" if kind == "all" else f"about {kind}s" for kind in columns)]]
-        if "text" in columns:
-            rows[0][-1] = "text only"
+        titles = {"all": "all questions", "image": "about images", "text": "text only"}
+        columns = [kind for kind in titles if figures[kind] is not None]
         return (
-            rows
+            [["", *(titles[kind] for kind in columns)]]
             + [[title, *(form.format(figures[kind][name]) for kind in columns)] for title, name, form in ROWS]
-            + [[title, *cells, *[""] * (len(columns) - len(cells))] for title, cells in self._costs()]
+            + [[title, cell, *[""] * (len(columns) - 1)] for title, cell in self._costs()]
         )
 
     def text(self) -> str:
-        """The table for a terminal."""
-        rows = self.table()
-        widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-        return "\n".join(
-            "  ".join(
-                [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
-            ).rstrip()
-            for row in rows
-        )
+        """Returns the table for a terminal."""
+        return aligned(self.table())
 
-    def _costs(self) -> list[tuple[str, list[str]]]:
-        values, costs = self.values, []
-        before, after = values["sizes"]["before"], values["sizes"]["after"]
-        costs.append(("decoder's weights", [f"{size_text(before)} → {size_text(after)}"]))
-        speeds = [values["speed"][when] for when in ("before", "after")]
+    def _costs(self) -> Iterator[tuple[str, str]]:
+        values = self.values
+        sizes, speeds = ([values[name][when] for when in ("before", "after")] for name in ("sizes", "speed"))
+        yield "decoder's weights", " → ".join(map(size_text, sizes))
         if all(speed["tokens_per_second"] for speed in speeds):
-            costs.append(
-                ("decode on this CPU, tokens/s", [" → ".join(f"{speed['tokens_per_second']:.1f}" for speed in speeds)])
-            )
-        costs.append(
-            ("reading a prompt on this CPU, s", [" → ".join(f"{speed['prompt_mean']:.2f}" for speed in speeds)])
-        )
-        return costs
+            rates = (f"{speed['tokens_per_second']:.1f}" for speed in speeds)
+            yield "decode on this CPU, tokens/s", " → ".join(rates)
+        yield "reading a prompt on this CPU, s", " → ".join(f"{speed['prompt_mean']:.2f}" for speed in speeds)
 
 
 def calibration_report(
     bundle: Manifest,
     record: Record,
-    tests: str,
     settings: Mapping[str, Any],
     matrices: Sequence[MatrixReport],
-    kept: Sequence[str],
-    sensitivity: Mapping[str, float],
-    comparison: Comparison,
-    speeds: tuple[Speed, Speed],
-    sizes: tuple[int, int],
-    tokenizer: Tokenizer,
+    trial: Trial,
+    size: int,
 ) -> Report:
-    """The report of a calibration.
+    """Makes the report of a calibration.
 
     Args:
-        bundle: manifest of the bundle that was quantized.
+        bundle: the bundle that is quantized.
         record: what was observed.
-        tests: hash of the questions that were measured with.
         settings: the options, by name.
-        matrices: those that were quantized.
-        kept: layers that the budget left as they are.
-        sensitivity: mean KL of each layer alone; empty where it was not measured.
-        comparison: how far answers moved.
-        speeds: before and after.
-        sizes: of the decoder's weights before and after, in bytes.
-        tokenizer: of the bundle.
+        matrices: the quantized matrices.
+        trial: the plan that was taken, measured.
+        size: of the quantized decoder's weights, in bytes.
     """
     origin = record.origin
-    return _report(
-        {
-            "format": FORMAT,
-            "bundle": {"name": bundle.name, "precision": bundle.precision, "sha256": bundle_hash(bundle)},
-            "observed": {"bundle": origin.bundle, "data": origin.data, "examples": origin.examples},
-            "tested": {"data": tests},
-            "settings": dict(settings),
-        },
-        comparison,
-        speeds,
-        sizes,
-        tokenizer,
-        {
-            "kept": list(kept),
-            "sensitivity": dict(sensitivity),
-            "matrices": [asdict(matrix) for matrix in matrices],
-        },
-    )
+    head = {
+        "bundle": {"name": bundle.name, "precision": bundle.precision, "sha256": bundle_hash(bundle)},
+        "observed": {"bundle": origin.bundle, "data": origin.data, "examples": origin.examples},
+        "settings": dict(settings),
+    }
+    tail = {
+        "kept": [layer_name(layer) for layer in trial.kept],
+        "sensitivity": {layer_name(layer): value for layer, value in trial.sensitivity.items()},
+        "matrices": [asdict(matrix) for matrix in matrices],
+    }
+    return _report(head, trial.comparison, (stored_size(bundle), size), tail)
 
 
-def comparison_report(
-    before: Manifest,
-    after: Manifest,
-    tests: str,
-    comparison: Comparison,
-    speeds: tuple[Speed, Speed],
-    sizes: tuple[int, int],
-    tokenizer: Tokenizer,
-) -> Report:
-    """The report of a comparison of two bundles; arguments as above."""
+def comparison_report(before: Manifest, after: Manifest, comparison: Comparison) -> Report:
+    """Makes the report of a comparison of two bundles."""
     bundles = {
         when: {
             "name": manifest.name,
@@ -159,56 +122,47 @@ def comparison_report(
         }
         for when, manifest in (("before", before), ("after", after))
     }
-    head = {"format": FORMAT, "compared": bundles, "tested": {"data": tests}}
-    return _report(head, comparison, speeds, sizes, tokenizer, {})
+    return _report({"compared": bundles}, comparison, (stored_size(before), stored_size(after)), {})
 
 
 def stored_size(manifest: Manifest) -> int:
-    """Bytes of a decoder's weights, as they lie in the bundle."""
+    """Returns how many bytes the weights of a bundle's decoder take."""
     names = (DECODER_WEIGHTS, VISUAL_DECODER_WEIGHTS)
     return sum(manifest.files[name].size for name in names if name in manifest.files)
 
 
-def _report(
-    head: dict[str, Any],
-    comparison: Comparison,
-    speeds: tuple[Speed, Speed],
-    sizes: tuple[int, int],
-    tokenizer: Tokenizer,
-    tail: dict[str, Any],
-) -> Report:
+def _report(head: dict[str, Any], comparison: Comparison, sizes: tuple[int, int], tail: dict[str, Any]) -> Report:
+    figures = {kind: comparison.figures(None if kind == "all" else kind) for kind in ("all", *KINDS)}
+    speeds = {"before": comparison.before, "after": comparison.after}
     values = {
+        "format": FORMAT,
         **head,
+        "tested": {"data": digest([answered.example for answered, _ in comparison.answers])},
         "software": _software(),
-        "figures": {kind: _figures(comparison.figures(None if kind == "all" else kind)) for kind in ("all", *KINDS)},
+        "figures": {kind: found and asdict(found) for kind, found in figures.items()},
         "sizes": dict(zip(("before", "after"), sizes, strict=True)),
         "speed": {
             when: {"prompt_mean": speed.prompt_mean, "tokens_per_second": speed.tokens_per_second}
-            for when, speed in zip(("before", "after"), speeds, strict=True)
+            for when, speed in speeds.items()
         },
-        "worst": _worst(comparison, tokenizer),
+        "worst": _worst(comparison),
         **tail,
     }
     return Report(values, {kind: comparison.table(kind)[:, 0] for kind in KINDS})
 
 
-def _figures(figures: Figures | None) -> dict[str, float] | None:
-    return asdict(figures) if figures is not None else None
-
-
-def _worst(comparison: Comparison, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    means = [(float(np.mean([row[0] for row in rows])), answered, rows) for answered, rows in comparison.answers]
-    means.sort(key=lambda item: item[0], reverse=True)
-    return [
+def _worst(comparison: Comparison) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = [
         {
             "place": answered.example.place,
             "prompt": answered.example.prompt,
-            "answer": tokenizer.decode(answered.ids),
-            "mean_kl": mean,
+            "answer": answered.text,
+            "mean_kl": float(np.mean([row[0] for row in rows])),
             "same": all(row[1] for row in rows),
         }
-        for mean, answered, rows in means[:WORST]
+        for answered, rows in comparison.answers
     ]
+    return sorted(items, key=lambda item: item["mean_kl"], reverse=True)[:WORST]
 
 
 def _software() -> dict[str, str]:

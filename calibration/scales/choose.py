@@ -1,4 +1,4 @@
-"""From a record to a plan: smoothing, then scales, layer by layer."""
+"""Chooses smoothing and scales from a record, layer by layer: the result is a plan."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ from export.quantized.plan import MatrixPlan, QuantizationPlan, Smoothing
 from export.quantized.quantizable import Matrix
 from export.quantized.quantize import LARGEST, absmax_scale, quantize
 from export.quantized.weights import DecoderWeights
-from runtime.bundle.reader import Bundle
 
 Floats = npt.NDArray[np.float32]
 
@@ -107,7 +106,7 @@ class Chosen:
 
 
 def choose(
-    bundle: Bundle,
+    weights: DecoderWeights,
     matrices: Sequence[Matrix],
     record: Record,
     choice: Choice,
@@ -117,12 +116,12 @@ def choose(
     """Chooses smoothing and scales.
 
     Args:
-        bundle: whose weights are quantized.
-        matrices: the matrices to quantize; the record has observed them.
+        weights: of the decoder that is quantized, not smoothed.
+        matrices: the matrices to quantize. The record has observed them.
         record: the observations.
-        choice: how.
+        choice: how scales are chosen.
         progress: called with 1 for each matrix that is done.
-        kv_cache: scales of the caches too.
+        kv_cache: whether to choose scales of the caches too.
 
     Raises:
         CalibrationError: the record does not fit.
@@ -130,27 +129,27 @@ def choose(
     for matrix in matrices:
         if record.observed[matrix.name][0].prompt.channels != matrix.channels:
             raise CalibrationError(f"the record does not fit the bundle: {matrix.name} has {matrix.channels} channels")
-    plain = DecoderWeights(bundle)
     groups: dict[tuple[int | None, str], list[Matrix]] = {}
     for matrix in matrices:
         groups.setdefault((matrix.layer, matrix.part), []).append(matrix)
     plans, reports, smoothings = [], [], []
     # One group after the other, so that only its samples are in memory twice.
     for (layer, part), members in groups.items():
-        candidates = {matrix.name: _candidate(matrix, plain, record.observed[matrix.name]) for matrix in members}
+        candidates = {matrix.name: _candidate(matrix, weights, record.observed[matrix.name]) for matrix in members}
         found: dict[str, Smoothed] = {}
-        smoothed = plain
+        smoothed = weights
         if part == "feed_forward" and layer is not None:
             smoothing = _smooth(layer, candidates, choice, found)
             if any(item.factor is not None for item in found.values()):
                 smoothings.append(smoothing)
-                smoothed = DecoderWeights(bundle, [smoothing])
+                smoothed = weights.smoothed([smoothing])
         for matrix in members:
-            plan, report = _matrix(matrix, candidates, found, plain, smoothed, choice.rule)
+            plan, report = _matrix(matrix, candidates, found, weights, smoothed, choice.rule)
             plans.append(plan)
             reports.append(report)
             progress(1)
-    caches = tuple(_cache(layer, record) for layer in range(bundle.manifest.model.num_hidden_layers) if kv_cache)
+    layers = range(weights.bundle.manifest.model.num_hidden_layers)
+    caches = tuple(_cache(layer, record) for layer in layers if kv_cache)
     return Chosen(QuantizationPlan(choice.mode, tuple(plans), tuple(smoothings), caches), reports)
 
 

@@ -1,4 +1,7 @@
-"""How far the answers of one bundle are from those of another: token by token, along the answers of the first."""
+"""How far the answers of one bundle are from those of another.
+
+The first bundle answers. The second is given the same answers, and its distribution of each next token is compared.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +21,21 @@ from calibration.errors import CalibrationError
 from calibration.trial.prober import Logits, Prober
 
 KINDS = ("image", "text")
-"""Questions about pictures, and about text alone; they are told of separately."""
+"""Questions about pictures, and about text alone. Each kind has figures of its own."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """How far answers moved; all positions count equally.
+    """How far answers moved. All positions count equally.
 
     Attributes:
         questions: how many were asked.
         tokens: positions at which distributions were compared, the token that ends an answer included.
-        same_answers: part of the questions whose whole answer, greedily, is the same.
+        same_answers: share of the questions whose greedy answer is the same.
         mean_kl: mean of KL(before ‖ after) over all positions, in nats.
         p99_kl: its 99th percentile.
-        same_top1: part of the positions whose most probable token is the same.
-        top5_overlap: mean part of the five most probable tokens that are the same.
+        same_top1: share of the positions whose most probable token is the same.
+        top5_overlap: mean share of the five most probable tokens that are the same.
         perplexity_ratio: perplexity of the answers after, over that before.
     """
 
@@ -48,13 +51,13 @@ class Figures:
 
 @dataclass
 class Speed:
-    """Time that answers took.
+    """The time that answers took.
 
     Attributes:
         prompts: how many prompts were read.
-        prompt_seconds: from the first piece of a prompt to its logits, pictures included, summed up.
+        prompt_seconds: their sum, each from the first chunk to the logits, pictures included.
         steps: tokens decoded after the first of each answer.
-        step_seconds: summed up.
+        step_seconds: their sum.
     """
 
     prompts: int = 0
@@ -64,16 +67,16 @@ class Speed:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Rate of decoding; None without steps."""
+        """The rate of decoding; None without steps."""
         return self.steps / self.step_seconds if self.steps else None
 
     @property
     def prompt_mean(self) -> float | None:
-        """Mean seconds of a prompt; None without."""
+        """The mean seconds of a prompt; None without prompts."""
         return self.prompt_seconds / self.prompts if self.prompts else None
 
     def timed(self, logits: Iterable[Any]) -> Iterator[Any]:
-        """The same, measured."""
+        """Passes logits on, and measures how long each took."""
         started = time.perf_counter()
         for index, item in enumerate(logits):
             took = time.perf_counter() - started
@@ -87,31 +90,34 @@ class Speed:
 
 @dataclass(frozen=True)
 class Answered:
-    """A question and the answer that is compared along.
+    """A question and the answer of the first bundle.
 
     Attributes:
         example: the question.
         prompt: its tokens.
-        ids: those of the answer.
-        first: where its logits begin, counted in tokens.
+        ids: the tokens of the answer.
+        first: how many tokens of answers come before it in the file of logits.
+        text: the answer.
     """
 
     example: Example
     prompt: npt.NDArray[np.int64]
     ids: tuple[int, ...]
     first: int
+    text: str
 
 
 class Reference:
-    """The answers of a bundle, and the logits that gave them, in a temporary file that nobody else sees.
+    """The answers of a bundle, and their logits in a temporary file.
 
-    Its size is four bytes for each answer token and token of the vocabulary: 0.4 MB a token with that of the 2B model.
+    The file takes four bytes for each token of the vocabulary, for each token of the answers: with the 2B model 0.4 MB
+    a token.
 
     Args:
-        prober: the bundle.
-        examples: what is asked.
+        prober: asks the bundle.
+        examples: the questions.
         progress: called with 1 for each example.
-        folder: where the file is made, on a disk with room.
+        folder: where the file is made.
 
     Raises:
         CalibrationError: the file cannot be written.
@@ -120,8 +126,7 @@ class Reference:
     def __init__(
         self, prober: Prober, examples: Sequence[Example], progress: Callable[[int], object], folder: Path
     ) -> None:
-        self.speed, self.answered = Speed(), list[Answered]()
-        self.tokenizer = prober.model.tokenizer
+        self.prober, self.speed, self.answered = prober, Speed(), list[Answered]()
         self._width = prober.model.bundle.manifest.model.vocab_size
         count = 0
         try:
@@ -131,7 +136,8 @@ class Reference:
                 for token, logits in self.speed.timed(prober.answer(prompt)):
                     self._file.write(np.ascontiguousarray(logits, np.float32).data)
                     ids.append(token)
-                self.answered.append(Answered(example, prompt.ids, tuple(ids), count))
+                text = prober.model.tokenizer.decode(ids)
+                self.answered.append(Answered(example, prompt.ids, tuple(ids), count, text))
                 count += len(ids)
                 progress(1)
             self._file.flush()
@@ -139,22 +145,20 @@ class Reference:
             raise CalibrationError(f"logits cannot be kept in {folder}: {error.strerror}") from None
         self._logits = np.memmap(self._file, np.float32, "r", shape=(count, self._width))
 
-    def compare(
-        self, prober: Prober, progress: Callable[[int], object], examples: int | None = None
-    ) -> tuple[Comparison, Speed]:
-        """Leads another bundle along these answers.
+    def compare(self, prober: Prober, progress: Callable[[int], object], examples: int | None = None) -> Comparison:
+        """Compares the distributions of another bundle along these answers.
 
         Args:
-            prober: the other bundle.
+            prober: asks the other bundle.
             progress: called with 1 for each example.
-            examples: only the first so many.
+            examples: how many of the first examples to compare; None for all.
 
         Raises:
             CalibrationError: the other has another vocabulary, or reads a question as other tokens.
         """
         if prober.model.bundle.manifest.model.vocab_size != self._width:
             raise CalibrationError("the bundles have vocabularies of different sizes: they are not of one model")
-        comparison, speed = Comparison(), Speed()
+        comparison = Comparison(before=self.speed)
         for answered in self.answered[:examples]:
             prompt = prober.prompt(answered.example)
             if not np.array_equal(prompt.ids, answered.prompt):
@@ -163,32 +167,40 @@ class Reference:
                 )
             rows = [
                 position(self._logits[answered.first + index], logits, answered.ids[index])
-                for index, logits in enumerate(speed.timed(prober.along(prompt, answered.ids)))
+                for index, logits in enumerate(comparison.after.timed(prober.along(prompt, answered.ids)))
             ]
             if not np.isfinite([row[0] for row in rows]).all():
                 raise CalibrationError(f"{answered.example.place}: the logits of {prober.model.bundle.folder} are NaN")
             comparison.answers.append((answered, rows))
             progress(1)
-        return comparison, speed
+        return comparison
 
 
 Position = tuple[float, bool, float, float]
-"""KL, whether the most probable token is the same, top-5 overlap, and the logarithm of probability after / before."""
+"""KL, whether the most probable token is the same, top-5 overlap, and the logarithm of the token's probability after /
+before."""
 
 
 @dataclass
 class Comparison:
-    """The positions of all answers."""
+    """What was compared.
+
+    Attributes:
+        answers: every answer, and its positions.
+        before, after: the time that answers took.
+    """
 
     answers: list[tuple[Answered, list[Position]]] = field(default_factory=list)
+    before: Speed = field(default_factory=Speed)
+    after: Speed = field(default_factory=Speed)
 
     def table(self, kind: str | None = None) -> npt.NDArray[np.float64]:
-        """All positions, or those of one of ``KINDS``, in the order of ``Position``: [positions, 4]."""
+        """Returns all positions, or those of one of ``KINDS``: [positions, 4], columns as in ``Position``."""
         rows = [row for answered, positions in self.answers for row in positions if kind in (None, kind_of(answered))]
         return np.array(rows, np.float64).reshape(-1, 4)
 
     def figures(self, kind: str | None = None) -> Figures | None:
-        """Over all questions, or those of one of ``KINDS``; None where there are none."""
+        """Returns the figures of all questions, or of one of ``KINDS``; None without questions."""
         same = [all(row[1] for row in rows) for answered, rows in self.answers if kind in (None, kind_of(answered))]
         if not same:
             return None
@@ -206,12 +218,17 @@ class Comparison:
 
 
 def kind_of(answered: Answered) -> str:
-    """One of ``KINDS``."""
+    """Returns the kind of a question, one of ``KINDS``."""
     return "image" if answered.example.images else "text"
 
 
 def position(before: Logits, after: Logits, token: int) -> Position:
-    """What is compared at one position: float32 logits [vocab] of both, and the token that was chosen before."""
+    """Compares one position.
+
+    Args:
+        before, after: logits of both bundles, float32 [vocab].
+        token: the next token of the answer.
+    """
     p, q = log_softmax(before), log_softmax(after)
     top = [set(np.argpartition(logits, -5)[-5:].tolist()) for logits in (before, after)]
     return (
@@ -223,7 +240,7 @@ def position(before: Logits, after: Logits, token: int) -> Position:
 
 
 def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
-    """Logarithms of the probabilities, in float64."""
+    """Returns the logarithms of the probabilities, in float64."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max()
     return np.asarray(shifted - np.log(np.exp(shifted).sum()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,26 @@ caches with the chunk in them, and may be the same memory as the past. ``update.
 head_dim], are the chunk's own keys and values; the caller writes them into the caches from ``write_indices`` on, along
 axis 2, before the next call.
 """
+
+Observer = Callable[[Mapping[str, npt.NDArray[Any]], Mapping[str, npt.NDArray[Any]]], object]
+"""Called after each run of a decoder, with arrays that the next run changes: copy what is kept.
+
+The first are the inputs by name, the caches among them, which hold the run's own keys and values by then. The second
+are those outputs by name that are neither logits nor caches: a bundle's graphs have none.
+"""
+
+
+@dataclass(frozen=True)
+class GraphInMemory:
+    """A graph that runs in place of one of a bundle's.
+
+    Attributes:
+        model: the graph, serialized. Its external data lies in the bundle's files.
+        weights: initializers that are taken from here instead, by name. They are computed with as they lie here.
+    """
+
+    model: bytes
+    weights: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
 
 def cache_names(layers: int) -> list[str]:

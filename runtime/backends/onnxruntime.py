@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from runtime.backends import Array
 from runtime.backends.graph import (
     INPUTS_EMBEDS,
     LOGITS,
@@ -24,6 +25,8 @@ from runtime.backends.graph import (
     UPDATE,
     VISUAL_MASK,
     WRITE_INDICES,
+    GraphInMemory,
+    Observer,
 )
 from runtime.bundle.manifest import CPU, DECODER_GRAPH, PRECISIONS, VISION_GRAPH, VISUAL_DECODER_GRAPH
 from runtime.bundle.reader import Bundle
@@ -35,19 +38,13 @@ try:
 except ImportError:
     raise BackendError(f"onnxruntime is not installed; this installs it: {install_command('onnxruntime')}") from None
 
-Array = npt.NDArray[Any]
-
 MINIMUM_VERSIONS = {20: (1, 17), 24: (1, 25)}
 """By the opset of a bundle, the first release with CPU kernels for it: 1.24 parses TensorScatter and has none."""
 
 INT8_CACHES_VERSION = (1, 27)
 """The first release whose CPU kernel of GroupQueryAttention takes INT8 caches: 1.26 opens the graph, then fails."""
 
-CACHE_TYPES: dict[str, np.dtype[Any]] = {
-    "tensor(float)": np.dtype("<f4"),
-    "tensor(float16)": np.dtype("<f2"),
-    "tensor(int8)": np.dtype("i1"),
-}
+CACHE_TYPES = {"tensor(float)": "<f4", "tensor(float16)": "<f2", "tensor(int8)": "i1"}
 """Number formats of caches, by what ONNX Runtime calls the inputs."""
 
 PROVIDERS = ["CPUExecutionProvider"]
@@ -63,13 +60,22 @@ class OnnxRuntimeBackend:
     Args:
         bundle: what to run; fp32 or fp16.
         threads: threads to compute with; None for ONNX Runtime's choice, one a physical core.
+        graphs: graphs that run in place of the bundle's, by the name of the file.
+        observer: called after each run of a decoder.
 
     Raises:
         BackendError: the bundle's number format has no kernels on a CPU, or ONNX Runtime is too old.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        self.bundle, self.threads = bundle, threads
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int | None = None,
+        graphs: Mapping[str, GraphInMemory] | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self.bundle, self.threads, self.observer = bundle, threads, observer
+        self._graphs = graphs or {}
         self._require_format()
         self._require_version()
         self.chunk, self.max_length = CHUNK, bundle.manifest.model.max_length
@@ -105,8 +111,16 @@ class OnnxRuntimeBackend:
     def _open(self, graph: str) -> ort.InferenceSession:
         quantization = self.bundle.manifest.quantization
         prepacked = graph != VISION_GRAPH and quantization is not None and quantization.form == CPU
-        with as_backend_error(f"ONNX Runtime cannot load {self.bundle.path(graph)}"):
-            return ort.InferenceSession(self.bundle.path(graph), self._options(prepacked), providers=PROVIDERS)
+        path, options = self.bundle.path(graph), self._options(prepacked)
+        with as_backend_error(f"ONNX Runtime cannot load {path}"):
+            if graph not in self._graphs:
+                return ort.InferenceSession(path, options, providers=PROVIDERS)
+            model, weights = self._graphs[graph].model, self._graphs[graph].weights
+            folder = str(self.bundle.folder.resolve())
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+            values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+            options.add_external_initializers(list(weights), values)
+            return ort.InferenceSession(model, options, providers=PROVIDERS)
 
     def _options(self, prepacked: bool = False) -> ort.SessionOptions:
         options = ort.SessionOptions()
@@ -157,12 +171,22 @@ class _Bound:
     session: ort.InferenceSession
     binding: ort.IOBinding
     inputs: frozenset[str]
-    outputs: frozenset[str]
+    has_logits: bool
+    others: list[str]  # Outputs that are neither logits nor caches.
 
     @classmethod
     def to(cls, session: ort.InferenceSession) -> _Bound:
-        names = (frozenset(item.name for item in items) for items in (session.get_inputs(), session.get_outputs()))
-        return cls(session, session.io_binding(), *names)
+        inputs, outputs = ([item.name for item in items] for items in (session.get_inputs(), session.get_outputs()))
+        others = [name for name in outputs if not name.startswith((LOGITS, PRESENT, UPDATE))]
+        bound = cls(session, session.io_binding(), frozenset(inputs), LOGITS in outputs, others)
+        # Before all other outputs: ``get_outputs`` has the order in which they were bound first.
+        bound.bind_others()
+        return bound
+
+    def bind_others(self) -> None:
+        """Lets ONNX Runtime allocate them in the next run; those of the last run have its size."""
+        for name in self.others:
+            self.binding.bind_output(name)
 
 
 class OnnxRuntimeContext:
@@ -178,7 +202,7 @@ class OnnxRuntimeContext:
         self._binding = self._decoder.binding
         self._visual_decoder: _Bound | None = None
         inputs = [item for item in backend.decoder.get_inputs() if item.name.startswith(PAST)]
-        self._types = [CACHE_TYPES[item.type] for item in inputs]
+        self._types = [np.dtype(CACHE_TYPES[item.type]) for item in inputs]
         self._updates = any(item.name.startswith(UPDATE) for item in backend.decoder.get_outputs())
         new = UPDATE if self._updates else PRESENT
         self._pairs = [(item.name, new + item.name.removeprefix(PAST)) for item in inputs]
@@ -251,8 +275,9 @@ class OnnxRuntimeContext:
         for name, value in values.items():
             if name in decoder.inputs:
                 binding.bind_cpu_input(name, value)
+        decoder.bind_others()
         logits = None
-        if LOGITS in decoder.outputs:
+        if decoder.has_logits:
             logits = np.empty((1, self._backend.bundle.manifest.model.vocab_size), np.float32)
             binding.bind_ortvalue_output(LOGITS, ort.OrtValue.ortvalue_from_numpy(logits))
         updates = []
@@ -265,4 +290,8 @@ class OnnxRuntimeContext:
             decoder.session.run_with_iobinding(binding)
         for place, update in updates:
             place[...] = update
+        if self._backend.observer is not None:
+            caches = {past: cache for (past, _), cache in zip(self._pairs, self._caches, strict=True)}
+            outputs = {name: value.numpy() for name, value in zip(decoder.others, binding.get_outputs(), strict=False)}
+            self._backend.observer(values | caches, outputs)
         return None if logits is None else logits[0]

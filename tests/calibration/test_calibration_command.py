@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -83,6 +84,25 @@ def test_int8_caches_of_the_same_record(
     assert before["compared"]["after"]["quantization"]["kv_cache"] is True
     assert 0 < before["figures"]["all"]["mean_kl"] < 1e-2
     assert runtime.Session(pairs.parent / "1.png", "How many shapes are there?", bundle=tmp_path / "int8").text
+
+
+def test_each_graph_is_parsed_once(
+    tiny_v1_bundle: Path, tiny_v1_bf16_bundle: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of both bundles that are read; the one that is written is checked as it is in memory."""
+    parsed: Counter[Path] = Counter()
+    parse = onnx.load
+
+    def counting(file: Path, *arguments: object, **options: object) -> onnx.ModelProto:
+        parsed[Path(file).resolve()] += 1
+        return parse(file, *arguments, **options)
+
+    for name in ("load", "load_model"):
+        monkeypatch.setattr(onnx, name, counting)
+    options = ["--mode", "w8a8", "--max-kl", "10", "--apply-to", str(tiny_v1_bf16_bundle)]
+    calibrate(tiny_v1_bundle, pairs, tmp_path / "int8", *options)
+    read = [(folder / "decoder.onnx").resolve() for folder in (tiny_v1_bundle, tiny_v1_bf16_bundle)]
+    assert parsed == dict.fromkeys(read, 1)
 
 
 class Page(HTMLParser):

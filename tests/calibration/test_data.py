@@ -95,8 +95,8 @@ def test_few_examples_are_shared_out() -> None:
     assert (len(observed), len(tests)) == (1, 1)
     with pytest.raises(CalibrationError, match="at least 2 entries"):
         draw(examples(1), 128, 32, seed=0)
-    observed, tests = draw(examples(1), 128, 32, seed=0, have_tests=True)
-    assert (len(observed), len(tests)) == (1, 0)
+    given = [Example("other", (), "other question")]
+    assert draw(examples(1), 128, 32, seed=0, given=given) == (examples(1), given)
 
 
 def test_the_digest_sees_every_part(pairs: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import calibration.observed.observe
 from calibration.data import Example, digest, read_examples
 from calibration.errors import CalibrationError
 from calibration.observed.observe import observe
@@ -22,7 +23,7 @@ from calibration.observed.statistics import merged
 from calibration.trial.prober import Prober
 from export.checkpoint.reader import Checkpoint
 from export.model.weights import load_decoder
-from export.quantized.quantizable import Matrix, choose_matrices, find_matrices
+from export.quantized.quantizable import choose_matrices, find_matrices
 from export.quantized.weights import DecoderWeights
 from runtime.backends.graph import cache_names
 from runtime.bundle.manifest import DECODER_WEIGHTS
@@ -33,22 +34,21 @@ GOLDEN = Path(__file__).resolve().parents[2] / "data/golden"
 TOKENS = 6
 
 
-def matrices_of(bundle: Bundle, everything: bool = True) -> list[Matrix]:
-    matrices = find_matrices(DecoderWeights(bundle).model)
-    return choose_matrices(matrices, ("text", "visual"), True, True) if everything else choose_matrices(matrices)
-
-
-def fresh(bundle: Bundle, matrices: Sequence[Matrix], examples: Sequence[Example]) -> Record:
+def fresh(
+    weights: DecoderWeights, examples: Sequence[Example], everything: bool = True, tokens: int = TOKENS
+) -> Record:
+    matrices = find_matrices(weights.model)
+    matrices = choose_matrices(matrices, ("text", "visual"), True, True) if everything else choose_matrices(matrices)
     names = tuple(matrix.name for matrix in matrices)
-    origin = Origin(bundle_hash(bundle.manifest), "test", digest(examples), len(examples), 0, None, TOKENS, names)
+    hashes = bundle_hash(weights.bundle.manifest), "test", digest(examples)
+    origin = Origin(*hashes, len(examples), 0, None, tokens, names)
     return Record.nothing(origin, [matrix.channels for matrix in matrices])
 
 
 def observed(folder: Path, examples: Sequence[Example], file: Path, everything: bool = True) -> Record:
-    bundle = Bundle(folder)
-    matrices = matrices_of(bundle, everything)
-    record = fresh(bundle, matrices, examples)
-    observe(bundle, DecoderWeights(bundle).model, matrices, examples, record, file, lambda count: None)
+    weights = DecoderWeights(Bundle(folder))
+    record = fresh(weights, examples, everything)
+    observe(weights, examples, record, file, lambda count: None)
     return record
 
 
@@ -99,7 +99,7 @@ def test_against_pytorch(version: str, request: pytest.FixtureRequest, pairs: Pa
         ids = [token for token, _ in prober.answer(prompt)]
         embeds = model.embed(prompt.ids)
         if prompt.visual_mask.any():
-            embeds[prompt.visual_mask] = model.backend.encode_image(prompt.images[0].pixel_values)
+            embeds[prompt.visual_mask] = prompt.images[0].embeds()
         pieces = [(embeds, prompt.visual_mask)]
         pieces += [(model.embed(np.array([token])), np.zeros(1, np.bool_)) for token in ids[:-1]]
         shape = (1, facts.num_key_value_heads, 512, facts.head_dim)
@@ -142,23 +142,21 @@ def test_answers_that_are_given_are_followed(tiny_v1_bundle: Path, pairs: Path, 
     assert ids[-1] in model.stop_ids
     assert model.tokenizer.decode(ids) == example.answer
     assert prompt.ids.tolist() == model.session(list(example.images), example.prompt, max_new_tokens=1).prompt_ids
-    bundle = Bundle(tiny_v1_bundle)
-    matrices = matrices_of(bundle, everything=False)
-    names = tuple(matrix.name for matrix in matrices)
-    origin = Origin(bundle_hash(bundle.manifest), "test", digest([example]), 1, 0, None, 50, names)
-    record = Record.nothing(origin, [matrix.channels for matrix in matrices])
-    file = tmp_path / "record.npz"
-    observe(bundle, DecoderWeights(bundle).model, matrices, [example], record, file, lambda count: None)
+    weights = DecoderWeights(Bundle(tiny_v1_bundle))
+    record = fresh(weights, [example], everything=False, tokens=50)
+    observe(weights, [example], record, tmp_path / "record.npz", lambda count: None)
     assert {merged(halves).generated.rows for halves in record.observed.values()} == {len(ids) - 1}
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bytes(tiny_v1_bundle: Path, pairs: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on_to_the_same_bytes(
+    tiny_v1_bundle: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     examples = [item for item in read_examples(pairs) if item.answer or not item.images][:6]
     whole, parts = tmp_path / "whole.npz", tmp_path / "parts.npz"
     observed(tiny_v1_bundle, examples, whole)
 
-    bundle = Bundle(tiny_v1_bundle)
-    matrices, graph = matrices_of(bundle), DecoderWeights(bundle).model
+    weights = DecoderWeights(Bundle(tiny_v1_bundle))
+    monkeypatch.setattr(calibration.observed.observe, "SAVE_EVERY", 0)
     seen = 0
 
     def interrupt(count: int) -> None:
@@ -168,11 +166,11 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tiny_v1_bundle: Path, pair
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        observe(bundle, graph, matrices, examples, fresh(bundle, matrices, examples), parts, interrupt, save_every=0)
+        observe(weights, examples, fresh(weights, examples), parts, interrupt)
     record = Record.load(parts)
     assert record.done == 4
     told: list[int] = []
-    observe(bundle, graph, matrices, examples, record, parts, told.append)
+    observe(weights, examples, record, parts, told.append)
     assert told == [4, 1, 1]
     assert parts.read_bytes() == whole.read_bytes()
     assert sorted(tmp_path.iterdir()) == [parts, whole]

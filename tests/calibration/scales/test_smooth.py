@@ -10,9 +10,10 @@ import pytest
 from calibration.data import read_examples
 from calibration.observed.statistics import merged, nothing, priorities
 from calibration.scales.smooth import EXPONENTS, Candidate, Rule, factors, search
-from calibration.trial.backend import GraphBackend
 from export.quantized.plan import Smoothing
 from export.quantized.weights import DecoderWeights
+from runtime.backends.graph import GraphInMemory
+from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.bundle.manifest import DECODER_GRAPH
 from runtime.bundle.reader import Bundle
 from runtime.model import Model, load
@@ -90,7 +91,8 @@ def test_answers_of_the_float_model_do_not_change(tiny_bundle: Path, pairs: Path
     names = [tensor.name for tensor in weights.model.graph.initializer if weights.is_smoothed(tensor.name)]
     assert len(names) == bundle.manifest.model.num_hidden_layers * (5 if visual else 4)
     arrays = {name: np.concatenate(list(weights.blocks(name))).reshape(weights.shape(name)) for name in names}
-    smoothed = Model(bundle, GraphBackend(bundle, {DECODER_GRAPH: weights.model}, arrays))
+    graphs = {DECODER_GRAPH: GraphInMemory(weights.model.SerializeToString(), arrays)}
+    smoothed = Model(bundle, OnnxRuntimeBackend(bundle, graphs=graphs))
     example = next(item for item in read_examples(pairs) if item.images)
     logits = []
     for model in (load(tiny_bundle), smoothed):

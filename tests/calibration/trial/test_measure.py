@@ -47,7 +47,7 @@ def test_extreme_logits() -> None:
 
 def test_figures() -> None:
     examples = Example("a", (Path("a.png"),), "what?"), Example("b", (), "what?")
-    about_picture, about_text = (Answered(example, np.arange(3), (1, 2), 0) for example in examples)
+    about_picture, about_text = (Answered(example, np.arange(3), (1, 2), 0, "") for example in examples)
     comparison = Comparison()
     comparison.answers += [
         (about_picture, [(0.1, True, 1.0, -0.2), (0.3, True, 0.8, 0.1)]),
@@ -83,14 +83,15 @@ def test_a_bundle_is_as_far_from_itself_as_nothing(tiny_v1_bundle: Path, pairs: 
         session = prober.model.session(list(example.images), example.prompt, max_new_tokens=6)
         assert session.text is not None
         assert list(answered.ids) == session.generated_ids
-    comparison, speed = reference.compare(prober, lambda count: None)
+    comparison = reference.compare(prober, lambda count: None)
     figures = comparison.figures()
     assert figures is not None
     assert figures.tokens == sum(len(answered.ids) for answered in reference.answered)
     # Steps computed one by one are the same sums in the same order.
     assert (figures.mean_kl, figures.same_answers, figures.top5_overlap) == (0, 1, 1)
     assert figures.perplexity_ratio == 1
-    assert (speed.prompts, speed.steps) == (2, figures.tokens - 2)
+    for speed in (comparison.before, comparison.after):
+        assert (speed.prompts, speed.steps) == (2, figures.tokens - 2)
 
 
 def test_another_model_is_refused(tiny_v1_bundle: Path, pairs: Path, tmp_path: Path) -> None:

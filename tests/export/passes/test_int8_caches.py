@@ -62,19 +62,18 @@ def made(request: pytest.FixtureRequest, pairs: Path, tmp_path_factory: pytest.T
     folder = tmp_path_factory.mktemp("caches")
     examples = [read_examples(pairs)[index] for index in (1, 21)]
     record = observed(source, examples, folder / "record.npz")
-    chosen = choose(Bundle(source), [], record, Choice(), lambda count: None, kv_cache=True)
+    chosen = choose(DecoderWeights(Bundle(source)), [], record, Choice(), lambda count: None, kv_cache=True)
     write_quantized(Bundle(source), folder / "bundle", chosen.plan, form="cpu")
     return Made(source, GOLDEN / f"tiny-{request.param}/checkpoint", folder / "bundle", chosen.plan, record)
 
 
 def observed(folder: Path, examples: list[Example], file: Path) -> Record:
-    bundle = Bundle(folder)
-    graph = DecoderWeights(bundle).model
-    matrices = choose_matrices(find_matrices(graph))
+    weights = DecoderWeights(Bundle(folder))
+    matrices = choose_matrices(find_matrices(weights.model))
     names = tuple(matrix.name for matrix in matrices)
-    origin = Origin(bundle_hash(bundle.manifest), "test", digest(examples), len(examples), 0, None, 6, names)
-    record = Record.nothing(origin, [matrix.channels for matrix in matrices])
-    observe(bundle, graph, matrices, examples, record, file, lambda count: None)
+    hashes = bundle_hash(weights.bundle.manifest), "test", digest(examples)
+    record = Record.nothing(Origin(*hashes, len(examples), 0, None, 6, names), [matrix.channels for matrix in matrices])
+    observe(weights, examples, record, file, lambda count: None)
     return record
 
 
@@ -178,7 +177,7 @@ def test_scales_leave_headroom(made: Made) -> None:
         np.testing.assert_allclose(step[:, 0] * 127, 1.25 * made.record.caches[name], rtol=1e-6)
         assert step.dtype == np.float32
     zeros = replace(made.record, caches={name: np.zeros_like(made.record.caches[name]) for name in names})
-    plan = choose(Bundle(made.source), [], zeros, Choice(), lambda count: None, kv_cache=True).plan
+    plan = choose(DecoderWeights(Bundle(made.source)), [], zeros, Choice(), lambda count: None, kv_cache=True).plan
     assert all((step == 1).all() for step in steps_of(plan) if step is not None)
 
 
@@ -297,7 +296,7 @@ def test_layers_may_keep_their_caches(made: Made, tmp_path: Path, monkeypatch: p
 def test_what_is_tried_is_what_is_written(made: Made) -> None:
     example = Example("here", (IMAGES / "portrait.png",), "What is it?")
     logits = []
-    for model in (candidate(Bundle(made.source), made.plan, "cpu"), load(made.folder)):
+    for model in (candidate(DecoderWeights(Bundle(made.source)), made.plan, "cpu"), load(made.folder)):
         prober = Prober(model, 1, 5)
         logits.append(np.stack([item for _, item in prober.answer(prober.prompt(example))]))
     np.testing.assert_array_equal(*logits)
