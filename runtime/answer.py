@@ -129,8 +129,7 @@ class Answer:
 
     def _next_token(self) -> None:
         if self._cancelled.is_set():
-            self._finish("cancelled")
-            return
+            return self._finish("cancelled")
         if not self._started:
             self._started = time.perf_counter() - self._preparation
         if self.generated_ids:
@@ -138,19 +137,16 @@ class Answer:
         else:
             prefilled = self._sequence.prefill(self.prompt, self._cancelled.is_set)
             if prefilled is None:
-                self._finish("cancelled")
-                return
+                return self._finish("cancelled")
             logits = prefilled
         token_id = self._sampler.next(logits, self.generated_ids)
         if self._logits is not None:
             self._logits.append(logits)
         self.generated_ids.append(token_id)
         self._measure()
-        if token_id in self._stop_ids:
-            self._finish("stop")
-            return
-        self._give(self._text.push(token_id))
-        if self._text.stopped:
+        if token_id not in self._stop_ids:
+            self._give(self._text.push(token_id))
+        if token_id in self._stop_ids or self._text.stopped:
             self._finish("stop")
         elif len(self.generated_ids) == self._max_new_tokens:
             self._finish("length")

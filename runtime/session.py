@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -65,17 +64,14 @@ class Session:
         self._sequence = Sequence(model.backend, model.embed)
         self._turns: list[Turn] = []
         self._answer: Answer | None = None
-        # Read here even without a question, so that a bad image is reported at once.
-        self._waiting: list[Picture] = model.read(image)
+        self._waiting: list[Picture] = []
         if prompt is not None:
-            self.ask(prompt)
+            self.ask(prompt, image)
+        else:
+            # Read now, so that a bad image is reported at once.
+            self._waiting = model.read(image)
 
-    def ask(
-        self,
-        prompt: str,
-        image: Images = None,
-        **options: Any,  # noqa: ANN401 - checked by AnswerOptions
-    ) -> Answer:
+    def ask(self, prompt: str, image: Images = None, **options: Any) -> Answer:  # noqa: ANN401 - checked right here
         """Asks the next question.
 
         An answer that has not been read to its end is ended first; what was generated of it stays in the conversation.
@@ -186,8 +182,6 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._answer is not None:
             self._answer.close()

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -79,34 +80,25 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("runtime.bench", _DESCRIPTION, "%(prog)s --bundle DIR [--compare CONTENDER...] [options]")
-    parser.add_argument(
-        "--bundle",
-        default=os.environ.get(BUNDLE_VARIABLE),
-        metavar="DIR",
-        help=f"what to measure (default: the environment variable {BUNDLE_VARIABLE})",
-    )
-    parser.add_argument(
-        "--compare", nargs="+", action="extend", default=[], metavar="CONTENDER", help="bundles or commands beside it"
-    )
-    parser.add_argument("--backend", metavar="NAME", help=f"what computes the bundles (default {DEFAULT})")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads to use (default: the contender's choice)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every measurement to FILE")
+    add = parser.add_argument
+    variable = f"(default: the environment variable {BUNDLE_VARIABLE})"
+    add("--bundle", default=os.environ.get(BUNDLE_VARIABLE), metavar="DIR", help=f"what to measure {variable}")
+    add("--compare", nargs="+", action="extend", default=[], metavar="CONTENDER", help="bundles or commands beside it")
+    add("--backend", metavar="NAME", help=f"what computes the bundles (default {DEFAULT})")
+    add("--threads", type=int, metavar="N", help="CPU threads to compute with (default: the contender's choice)")
+    add("--json", type=Path, metavar="FILE", help="also write every measurement to FILE")
 
-    group = parser.add_argument_group("prompts")
-    group.add_argument("--text-tokens", type=int, default=54, metavar="N", help="text around the picture (default 54)")
-    group.add_argument(
-        "--tiles", type=int, nargs="*", default=[1], metavar="N", help="tiles of the picture, 0 for none (default 1)"
-    )
-    group.add_argument(
-        "--context", type=int, nargs="+", default=[], metavar="N", help="prompts of N text tokens and no picture too"
-    )
-    group.add_argument("--new-tokens", type=int, default=32, metavar="N", help="tokens to generate (default 32)")
+    add = parser.add_argument_group("prompts").add_argument
+    add("--text-tokens", type=int, default=54, metavar="N", help="text around the picture (default 54)")
+    add("--tiles", type=int, nargs="*", default=[1], metavar="N", help="tiles of the picture, 0 for none (default 1)")
+    add("--context", type=int, nargs="+", default=[], metavar="N", help="prompts of N text tokens and no picture too")
+    add("--new-tokens", type=int, default=32, metavar="N", help="tokens to generate (default 32)")
 
-    group = parser.add_argument_group("repetition")
-    group.add_argument("--rounds", type=int, default=3, metavar="N", help="processes for each prompt (default 3)")
-    group.add_argument("--warmup", type=int, default=1, metavar="N", help="answers first, not counted (default 1)")
-    group.add_argument("--repeats", type=int, default=3, metavar="N", help="answers that count (default 3)")
-    group.add_argument("--cold", action="store_true", help="drop bundles from the page cache before each process")
+    add = parser.add_argument_group("repetition").add_argument
+    add("--rounds", type=int, default=3, metavar="N", help="processes for each prompt (default 3)")
+    add("--warmup", type=int, default=1, metavar="N", help="answers first, not counted (default 1)")
+    add("--repeats", type=int, default=3, metavar="N", help="answers that count (default 3)")
+    add("--cold", action="store_true", help="drop bundles from the page cache before each process")
     return parser
 
 
@@ -156,11 +148,17 @@ class _Contender:
     def measure(self, what: Workload) -> Record:
         """Runs a process and reads its record."""
         command = [*self.command, *what.arguments()]
+        # A SIGTERM waits until the process has started: one that came on the way would leave it running.
+        late: list[int] = []
+        handler = signal.signal(signal.SIGTERM, lambda number, frame: late.append(number))
         with subprocess.Popen(  # noqa: S603 - as asked for
             command, stdout=subprocess.PIPE, text=True, encoding="utf-8"
         ) as process:
             assert process.stdout is not None  # noqa: S101 - it is a pipe
             try:
+                signal.signal(signal.SIGTERM, handler)
+                for number in late:
+                    signal.raise_signal(number)
                 output = process.stdout.read()
             except BaseException:  # leaving the block would wait for its end
                 process.terminate()

@@ -11,12 +11,12 @@ import platform
 import re
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from timeit import repeat
 from typing import Any
 
 import numpy as np
@@ -208,7 +208,7 @@ def read_bandwidth() -> float:
     words = np.ones(min(READ_BYTES, memory // 16) // 8, np.int64)  # written, or all pages would be the one of zeros
     parts = np.array_split(words, cores())
     with ThreadPoolExecutor(len(parts)) as threads:
-        return words.nbytes / min(_seconds(lambda: list(threads.map(np.bitwise_or.reduce, parts))) for _ in range(15))
+        return words.nbytes / min(repeat(lambda: list(threads.map(np.bitwise_or.reduce, parts)), number=1, repeat=15))
 
 
 def matmul_speed() -> float:
@@ -217,10 +217,4 @@ def matmul_speed() -> float:
     Prompts are computed at about that speed.
     """
     rows, matrix = np.ones((256, 4096), np.float32), np.ones((4096, 4096), np.float32)
-    return 2 * rows.size * len(matrix) / min(_seconds(lambda: rows @ matrix) for _ in range(9))
-
-
-def _seconds(action: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started
+    return 2 * rows.size * len(matrix) / min(repeat(lambda: rows @ matrix, number=1, repeat=9))

@@ -67,60 +67,31 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("runtime.chat", _DESCRIPTION, '%(prog)s --bundle DIR [--image PATH]... [options] ["question"]')
-    parser.add_argument("question", nargs="?", help="<image> in it stands for an image; otherwise they come first")
-    parser.add_argument(
-        "--bundle",
-        default=os.environ.get(BUNDLE_VARIABLE),
-        metavar="DIR",
-        help=f"the folder that export.onnx made (default: the environment variable {BUNDLE_VARIABLE})",
-    )
-    parser.add_argument(
-        "--image", action="append", default=[], metavar="PATH", help="for the first question; may be repeated"
-    )
-    parser.add_argument("--system", metavar="TEXT", help="a system message instead of the model's own")
-    parser.add_argument("--stats", action="store_true", help="after an answer, say on stderr what it took")
+    add = parser.add_argument
+    variable = f"(default: the environment variable {BUNDLE_VARIABLE})"
+    add("question", nargs="?", help="<image> in it stands for an image; otherwise they come first")
+    add("--bundle", default=os.environ.get(BUNDLE_VARIABLE), metavar="DIR", help=f"the bundle's folder {variable}")
+    add("--image", action="append", default=[], metavar="PATH", help="for the first question; may be repeated")
+    add("--system", metavar="TEXT", help="a system message instead of the model's own")
+    add("--stats", action="store_true", help="after an answer, write its tokens and times to stderr")
 
-    group = parser.add_argument_group("the answer")
-    group.add_argument(
-        "--max-new-tokens",
-        type=int,
-        metavar="N",
-        help=f"tokens that it may have (default {DEFAULT_MAX_NEW_TOKENS}, or what there is room for)",
-    )
-    group.add_argument(
-        "--max-tiles",
-        type=int,
-        metavar="N",
-        help="most tiles that an image is cut into: fewer are faster and see less detail (default: the model's own)",
-    )
-    group.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end the answer before TEXT; may be repeated"
-    )
-    group.add_argument(
-        "--repetition-penalty", type=float, metavar="X", help="above 1, repeat less; 1.1 is strong already (default 1)"
-    )
-    group.add_argument(
-        "--sample", action="store_true", help="draw tokens at random instead of taking the most probable"
-    )
-    group.add_argument(
-        "--temperature", type=float, metavar="X", help="with --sample: above 1 wilder, below tamer (default 1)"
-    )
-    group.add_argument(
-        "--top-k", type=int, metavar="N", help="with --sample: among the N most probable (default 50; 0 for all)"
-    )
-    group.add_argument(
-        "--top-p", type=float, metavar="X", help="with --sample: among the most probable X, 0 … 1 (default 1)"
-    )
-    group.add_argument("--seed", type=int, metavar="N", help="with --sample: the same draws each time")
+    add = parser.add_argument_group("the answer").add_argument
+    most = f"(default {DEFAULT_MAX_NEW_TOKENS}, or as many as there is room for)"
+    add("--max-new-tokens", type=int, metavar="N", help=f"tokens that it may have {most}")
+    few = "fewer are faster and show less detail (default: the model's own)"
+    add("--max-tiles", type=int, metavar="N", help=f"most tiles that an image is cut into: {few}")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end the answer before TEXT; may be repeated")
+    add("--repetition-penalty", type=float, metavar="X", help="above 1, repeat less; 1.1 is strong already (default 1)")
+    add("--sample", action="store_true", help="draw tokens at random instead of taking the most probable")
+    add("--temperature", type=float, metavar="X", help="with --sample: more varied above 1, less below (default 1)")
+    add("--top-k", type=int, metavar="N", help="with --sample: among the N most probable (default 50; 0 for all)")
+    add("--top-p", type=float, metavar="X", help="with --sample: among the most probable X, 0 … 1 (default 1)")
+    add("--seed", type=int, metavar="N", help="with --sample: the same draws each time")
 
-    group = parser.add_argument_group("the machine")
-    group.add_argument(
-        "--backend", metavar="NAME", help=f"what computes: {', '.join(NAMES)} (default {DEFAULT}, on the CPU)"
-    )
-    group.add_argument(
-        "--threads", type=int, metavar="N", help="CPU threads to compute with (default: the backend's choice)"
-    )
-    group.add_argument("--verify", action="store_true", help="check the SHA-256 of every file of the bundle first")
+    add = parser.add_argument_group("the machine").add_argument
+    add("--backend", metavar="NAME", help=f"what computes: {', '.join(NAMES)} (default {DEFAULT}, on the CPU)")
+    add("--threads", type=int, metavar="N", help="CPU threads to compute with (default: the backend's choice)")
+    add("--verify", action="store_true", help="check the SHA-256 of every file of the bundle first")
     return parser
 
 

@@ -8,7 +8,7 @@ fourth channel is dropped. Rows, pixels and channels may lie any number of bytes
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -105,12 +105,10 @@ def device_frame(image: Any, stream: int, synchronize: Callable[[], None]) -> De
     if hasattr(image, "__dlpack__"):
         return _from_dlpack(image, stream)
     interface = image.__cuda_array_interface__
-    shape = tuple(interface["shape"])
-    _require(interface["typestr"] == "|u1", interface["typestr"], shape)
-    strides = interface.get("strides") or _contiguous(shape)
     if interface.get("stream") is not None:
         synchronize()
-    return _frame(interface["data"][0], shape, tuple(strides), image)
+    kind, strides = interface["typestr"], interface.get("strides")
+    return _frame(kind == "|u1", kind, interface["data"][0], tuple(interface["shape"]), strides, image)
 
 
 def _from_dlpack(image: Any, stream: int) -> DeviceFrame:  # noqa: ANN401
@@ -122,11 +120,10 @@ def _from_dlpack(image: Any, stream: int) -> DeviceFrame:  # noqa: ANN401
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     tensor = _DLTensor.from_address(pointer(capsule, b"dltensor"))
-    shape = tuple(tensor.shape[: tensor.ndim])
     kind = (tensor.code, tensor.bits, tensor.lanes)
-    _require(kind == (1, 8, 1), f"DLPack type {kind}", shape)
-    strides = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else _contiguous(shape)
-    return _frame((tensor.data or 0) + tensor.byte_offset, shape, strides, capsule)
+    address, shape = (tensor.data or 0) + tensor.byte_offset, tuple(tensor.shape[: tensor.ndim])
+    strides = tensor.strides[: tensor.ndim] if tensor.strides else None
+    return _frame(kind == (1, 8, 1), f"DLPack type {kind}", address, shape, strides, capsule)
 
 
 class _DLTensor(ctypes.Structure):
@@ -146,18 +143,15 @@ class _DLTensor(ctypes.Structure):
     )
 
 
-def _require(is_uint8: bool, kind: str, shape: tuple[int, ...]) -> None:
+def _frame(
+    is_uint8: bool, kind: str, address: int, shape: tuple[int, ...], strides: Iterable[int] | None, owner: object
+) -> DeviceFrame:
+    """Checks what an array says of itself; without ``strides`` it is contiguous."""
     got = f"got {kind} {list(shape)} in a GPU's memory"
     if not is_uint8:
         raise ImageError(f"expected values of uint8, {got}: {_REMEDY}")
     if len(shape) != 3 or shape[2] not in (3, 4) or 0 in shape:
         raise ImageError(f"expected [height, width, 3] or [height, width, 4], {got}: {_REMEDY}")
-
-
-def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (shape[1] * shape[2], shape[2], 1) if len(shape) == 3 else ()
-
-
-def _frame(address: int, shape: tuple[int, ...], strides: tuple[int, ...], owner: object) -> DeviceFrame:
-    row, pixel, channel = strides
-    return DeviceFrame(address, shape[1], shape[0], (row, pixel, channel), owner)
+    height, width, channels = shape
+    row, pixel, channel = strides or (width * channels, channels, 1)
+    return DeviceFrame(address, width, height, (row, pixel, channel), owner)

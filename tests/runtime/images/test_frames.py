@@ -289,7 +289,9 @@ def test_an_older_library_says_how_to_build_it(tmp_path: Path, monkeypatch: pyte
     old = tmp_path / "old.so"
     old.write_bytes(b"no library")
     monkeypatch.setenv("MONOEDGE_PLUGIN_LIBRARY", str(old))
-    with pytest.raises(runtime.BackendError, match=r'old.so cannot resize pictures .*: build it again with "cmake'):
+    with pytest.raises(
+        runtime.BackendError, match=r'old.so cannot resize pictures .*: build it again with "monoedge plugin"'
+    ):
         open_resize()
 
 
