@@ -1,4 +1,4 @@
-"""The error that this package raises on purpose."""
+"""The error of this package."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from runtime.errors import MonoedgeError
 
 
 class CalibrationError(MonoedgeError):
-    """Data, a record or a bundle that cannot be calibrated with, or a budget that does not hold."""
+    """Data, a record or a bundle does not fit, or a budget cannot be held."""

@@ -9,10 +9,10 @@ from pathlib import Path
 from runtime.console.run import make_parser
 
 _DESCRIPTION = """\
-Makes a bundle whose text experts are INT8, which is what makes decoding faster: it is text only, and bound by
-memory. The bundle answers questions of yours while what reaches its matrices is observed; scales are chosen from
-that; then other questions tell how far the answers moved. The report lies in the new bundle, as calibration.json
-and calibration.html.
+Makes a bundle whose text experts are INT8. Decoding then is faster, since it reads all their weights for each token.
+The bundle answers your questions while the inputs of its matrices are observed, and scales are chosen from these.
+Other questions then measure how far the answers moved. The report is in the new bundle: calibration.json and
+calibration.html.
 
 examples:
   python -m calibration --bundle bundle/ --data pairs.jsonl -o bundle-int8/
@@ -24,17 +24,17 @@ examples:
 
 --data is a JSONL file with lines like
   {"image": "photos/1.jpg", "prompt": "What is on the table?", "answer": "Two cups."}
-where image may be a list of paths or null, and answer may be missing: the bundle then answers itself. Or it is a
-folder of pictures, all asked the --prompt.
+image may be a list of paths, or null. Without an answer, the bundle answers itself. --data may also be a folder of
+pictures: then --prompt is the question about each.
 
-What was observed is kept in a file beside the new bundle; the same command goes on where it was interrupted, and
+The observations are kept in a file beside the new bundle. After an interruption the same command goes on from it, and
 other scales can be chosen without observing again."""
 
 _BUNDLE_HELP = "the bundle to observe, fp32 or fp16, not quantized"
 
 
 def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, by default this process's; what does not fit together ends the process with code 2."""
+    """Reads a command line, by default that of this process. Bad options end the process with code 2."""
     parser = make_parser("calibration", _DESCRIPTION)
     _add_options(parser)
     arguments = parser.parse_args(argv)
@@ -48,88 +48,95 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.inspect is None and arguments.data is None:
         parser.error("--data is needed: a JSONL file of questions, or a folder of pictures")
     if arguments.bundle is not None and arguments.output is None:
-        parser.error("-o is needed: the bundle to make")
+        parser.error("-o is needed: the bundle to write")
     return arguments
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to do")
     what.add_argument("--bundle", type=Path, metavar="BUNDLE", help=_BUNDLE_HELP)
-    what.add_argument("-o", "--output", type=Path, metavar="OUT", help="the bundle to make")
+    what.add_argument("-o", "--output", type=Path, metavar="OUT", help="the bundle to write")
     what.add_argument(
         "--apply-to",
         type=Path,
         metavar="BUNDLE",
-        help="the same model in another number format (bf16 for TensorRT), to be quantized instead",
+        help="quantize this bundle instead: the same model in another number format, as bf16 for TensorRT",
     )
     what.add_argument(
-        "--compare", type=Path, nargs=2, metavar=("A", "B"), help="how far the answers of B are from those of A"
+        "--compare", type=Path, nargs=2, metavar=("A", "B"), help="measure how far the answers of B are from those of A"
     )
-    what.add_argument("--inspect", type=Path, metavar="FILE", help="say what a file of observations holds")
-    what.add_argument("--overwrite", action="store_true", help="replace a bundle that is there already")
+    what.add_argument("--inspect", type=Path, metavar="FILE", help="show what a file of observations holds")
+    what.add_argument("--overwrite", action="store_true", help="replace a bundle that exists")
     data = parser.add_argument_group("data")
     data.add_argument("--data", type=Path, metavar="DATA", help="a JSONL file, or a folder of pictures with --prompt")
-    data.add_argument("--prompt", metavar="TEXT", help="what is asked about each picture of a folder")
-    data.add_argument("--samples", type=int, default=128, metavar="N", help="questions to observe, at most (128)")
+    data.add_argument("--prompt", metavar="TEXT", help="the question about each picture of a folder")
+    data.add_argument(
+        "--samples", type=int, default=128, metavar="N", help="the most questions to observe (default 128)"
+    )
     data.add_argument("--test-data", type=Path, metavar="DATA", help="other data to measure with")
     data.add_argument(
         "--test-samples",
         type=int,
         default=32,
         metavar="N",
-        help="questions to measure with, at most; without --test-data they are set aside from --data (32)",
+        help="the most questions to measure with (default 32); taken from --data unless --test-data is given",
     )
-    data.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice among the data (0)")
-    data.add_argument("--max-tiles", type=int, metavar="N", help="most tiles of a picture (the checkpoint's limit)")
-    data.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="tokens of an answer (64)")
-    data.add_argument("--record", type=Path, metavar="FILE", help="file of the observations (OUT.observed.npz)")
+    data.add_argument("--seed", type=int, default=0, metavar="N", help="the seed of all random choices (default 0)")
+    data.add_argument(
+        "--max-tiles", type=int, metavar="N", help="the most tiles of a picture (default: the checkpoint's limit)"
+    )
+    data.add_argument(
+        "--max-new-tokens", type=int, default=64, metavar="N", help="the most tokens of an answer (default 64)"
+    )
+    data.add_argument("--record", type=Path, metavar="FILE", help="the file of observations (default OUT.observed.npz)")
     scales = parser.add_argument_group("what is quantized, and how")
     scales.add_argument(
-        "--mode", choices=("w8a16", "w8a8"), default="w8a16", help="INT8 weights (default), or activations too"
+        "--mode", choices=("w8a16", "w8a8"), default="w8a16", help="INT8 weights (default), or INT8 activations too"
     )
     scales.add_argument(
         "--form",
         choices=("qdq", "cpu"),
-        help="qdq: for TensorRT; cpu: for ONNX Runtime on a CPU (default: cpu for w8a16 of an fp32 bundle, else qdq)",
+        help="cpu: for ONNX Runtime on a CPU, the default for w8a16 of an fp32 bundle; qdq: for TensorRT",
     )
     scales.add_argument(
         "--experts", choices=("text", "text,visual"), default="text", help="experts to quantize (default text)"
     )
-    scales.add_argument("--attention", action="store_true", help="the attention of these experts too")
-    scales.add_argument("--lm-head", action="store_true", help="the head too")
+    scales.add_argument("--attention", action="store_true", help="quantize the attention of these experts too")
+    scales.add_argument("--lm-head", action="store_true", help="quantize the head too")
     scales.add_argument(
         "--kv-cache",
         action="store_true",
-        help="keys and values that are kept too, with form cpu: a quarter of the memory, and faster far into a "
-        "conversation",
+        help="store the caches in INT8 too (form cpu): a quarter of the memory, and long conversations are faster",
     )
     scales.add_argument(
         "--weights",
         choices=("mse", "absmax"),
         default="mse",
-        help="clip rows where observed activations make the error least (default), or nowhere",
+        help="mse: clip each row where the error on observed activations is least (default); absmax: clip nothing",
     )
     scales.add_argument(
         "--activations",
         choices=("mse", "absmax", "percentile", "entropy"),
         default="mse",
-        help="with w8a8, where activations are clipped: least error of the output (default), nowhere, 99.99 %%, or KL",
+        help="how activations are clipped with w8a8: least error of the output (default), not at all, at their 99.99th "
+        "percentile, or by least KL divergence",
     )
     scales.add_argument(
         "--smoothing",
         type=_smoothing,
         default="auto",
         metavar="auto|off|X",
-        help="move outliers of activations into weights: exponent chosen for each layer (default), not at all, or X",
+        help="move outliers of activations into weights: auto chooses an exponent for each layer (default), X is the "
+        "exponent of all layers",
     )
     scales.add_argument(
         "--max-kl",
         type=float,
         metavar="X",
-        help="budget of the mean KL divergence, in nats: the worst layers stay as they are until it holds",
+        help="budget for the mean KL divergence, in nats: the worst layers are left unquantized until it is kept",
     )
-    scales.add_argument("--threads", type=int, metavar="N", help="threads to compute with")
-    scales.add_argument("--report", type=Path, metavar="PATH", help="write the report to PATH.json and PATH.html too")
+    scales.add_argument("--threads", type=int, metavar="N", help="CPU threads to use")
+    scales.add_argument("--report", type=Path, metavar="PATH", help="also write the report to PATH.json and PATH.html")
 
 
 def _smoothing(text: str) -> str | float:

@@ -1,1 +1,1 @@
-"""What reaches the matrices of a decoder, and the file that keeps it."""
+"""Observations of what reaches the matrices of a decoder, and their file."""

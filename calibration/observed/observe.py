@@ -124,5 +124,5 @@ def _require_rows(record: Record, matrices: Sequence[Matrix]) -> None:
         if not any(half.rows for half in record.observed[matrix.name]) and not (
             matrix.expert == "visual" and matrix.layer == last
         ):
-            advice = "give data with pictures, or --experts text" if matrix.expert == "visual" else "give other data"
+            advice = "add data with pictures, or use --experts text" if matrix.expert == "visual" else "use other data"
             raise CalibrationError(f"none of the data reaches the {matrix.expert} expert of {matrix.name}: {advice}")

@@ -1,6 +1,6 @@
-"""The record of an observation: a file from which scales are chosen, an interrupted run goes on, and people can look.
+"""The record of an observation: the file from which scales are chosen, and from which an interrupted run goes on.
 
-It is a ``.npz`` file: arrays, and a header in JSON that says of which bundle and data they are. Nothing in it can run.
+It is a ``.npz`` file of arrays, with a header in JSON that names the bundle and the data. It holds no pickles.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from runtime.bundle.manifest import REQUIRED_FILES, Manifest
 from runtime.console.files import replaced
 
 FORMAT = "monoedge-observation-2"
-"""1 had no caches."""
+"""Format 1 had no caches."""
 
 _ADVICE = "delete it, or name another file with --record"
 
@@ -30,16 +30,16 @@ _ARRAYS = ("low", "high", "squares", "sample", "priorities")
 
 @dataclass(frozen=True)
 class Origin:
-    """What an observation depends on; two runs with the same give the same record.
+    """All that an observation depends on. Two runs with equal origins make equal records.
 
     Attributes:
         bundle: SHA-256 over the hashes of the bundle's files.
         name: the bundle's name, for people.
-        data: SHA-256 over the examples, see ``calibration.data.digest``.
+        data: SHA-256 over the examples, as ``calibration.data.digest`` computes it.
         examples: how many there are.
         seed: of the sampled rows.
-        max_tiles: as given; None for the checkpoint's limit.
-        max_new_tokens: as given.
+        max_tiles: the most tiles of a picture; None for the checkpoint's limit.
+        max_new_tokens: the most tokens of an answer.
         matrices: names of the matrices whose inputs are observed.
     """
 
@@ -58,12 +58,11 @@ class Record:
     """Observations so far.
 
     Attributes:
-        origin: what they are of.
+        origin: what they depend on.
         done: how many of the examples have been observed.
-        observed: both halves of the examples, by name of the matrix.
-        caches: the largest magnitude of each channel of what lay in a cache, keys after they are turned by their
-            positions: float32 [kv_heads, head_dim], by the names of ``runtime.backends.graph.cache_names``; empty
-            before any row.
+        observed: statistics of both halves of the examples, by name of the matrix.
+        caches: the largest magnitude of each channel of a cache, float32 [kv_heads, head_dim], by the names of
+            ``runtime.backends.graph.cache_names``. Keys are those after rotary embedding.
     """
 
     origin: Origin
@@ -73,7 +72,7 @@ class Record:
 
     @classmethod
     def nothing(cls, origin: Origin, channels: Sequence[int]) -> Record:
-        """Before the first example; ``channels`` of each matrix of the origin."""
+        """Makes a record without observations; ``channels`` are those of the origin's matrices."""
         pairs = zip(origin.matrices, channels, strict=True)
         return cls(origin, 0, {name: nothing(count) for name, count in pairs})
 
@@ -83,7 +82,7 @@ class Record:
         return self.done == self.origin.examples
 
     def save(self, file: Path) -> None:
-        """Writes the record, the same bytes for the same observations; what was there is replaced at the end.
+        """Writes the record: the same bytes for the same observations. A file that exists is replaced at the end.
 
         Raises:
             CalibrationError: it cannot be written.
@@ -110,7 +109,7 @@ class Record:
         """Reads a record.
 
         Raises:
-            CalibrationError: no record, or one of another monoedge, or a damaged one.
+            CalibrationError: there is no record, or it is damaged or of another version of monoedge.
         """
         try:
             with np.load(file, allow_pickle=False) as arrays:
@@ -131,10 +130,10 @@ class Record:
             raise CalibrationError(f"{file} is not a record of a calibration, or a damaged one ({reason})") from None
 
     def require(self, origin: Origin, file: Path) -> None:
-        """Checks that this record is of a certain origin.
+        """Checks that this record has an origin, and all matrices of it.
 
         Raises:
-            CalibrationError: it is of another; with what differs.
+            CalibrationError: it has another; with what differs.
         """
         if self.origin.bundle != origin.bundle:
             raise CalibrationError(f"{file} is the record of another bundle ({self.origin.name}): {_ADVICE}")
@@ -151,7 +150,7 @@ class Record:
 
 
 def bundle_hash(manifest: Manifest) -> str:
-    """SHA-256 over the hashes of those files that answers depend on."""
+    """Returns the SHA-256 over the hashes of the files that answers depend on."""
     return hashlib.sha256("".join(manifest.files[name].sha256 for name in REQUIRED_FILES).encode()).hexdigest()
 
 
@@ -160,7 +159,7 @@ def _origin(values: dict[str, Any]) -> Origin:
 
 
 def _places(name: str) -> list[tuple[str, tuple[int, str]]]:
-    """Where the statistics of one matrix are in the file, and of which half and phase they are."""
+    """Returns the names of one matrix's statistics in the file, each with its half and phase."""
     return [(f"{name}/{half}/{phase}", (half, phase)) for half in range(HALVES) for phase in PHASES]
 
 

@@ -1,7 +1,7 @@
-"""What is kept of the activations in front of a matrix, while they stream by.
+"""Streaming statistics of the activations in front of a matrix, in bounded memory.
 
-Memory is bounded: sums and extremes per channel, and a sample of whole rows. The sample serves what sums cannot tell:
-percentiles, histograms and errors of activations that are smoothed first, by factors found only afterwards.
+Sums and extremes are kept for each channel, and a sample of whole rows. The sample is for percentiles, histograms and
+the errors of smoothed activations, whose factors are found only afterwards.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy.typing as npt
 Rows = npt.NDArray[np.float32]
 
 PHASES = ("prompt", "generated")
-"""Rows of the prompt, and rows of tokens that were generated; they are kept apart."""
+"""Rows of the prompt, and rows of generated tokens. Each phase has statistics of its own."""
 
 SAMPLED_VALUES, SAMPLED_ROWS = 1 << 19, 512
-"""A sample has at most that many values, and that many rows. With the 2B model's sizes: 256 rows of 2048 channels,
-64 rows of 8192, and 0.4 GB for the text experts of all layers, both phases and both halves of the data."""
+"""The most values and the most rows of a sample. With the 2B model: 256 rows of 2048 channels, 64 rows of 8192, and
+0.4 GB for the text experts of all layers, both phases and both halves of the examples."""
 
 HALVES = 2
-"""Examples are counted in two halves, by turns, so that what is chosen with one can be tried on the other."""
+"""Examples go into two halves in turn: what is chosen with one half is tried on the other."""
 
 
 def sampled_rows(channels: int) -> int:
-    """How many rows of that many channels a sample keeps."""
+    """Returns how many rows of that many channels a sample keeps."""
     return max(1, min(SAMPLED_ROWS, SAMPLED_VALUES // channels))
 
 
@@ -34,8 +34,8 @@ def sampled_rows(channels: int) -> int:
 class Statistics:
     """Streaming statistics of rows [n, channels] of one phase.
 
-    A row is kept in the sample if its priority, a random number that belongs to its place in the data, is among the
-    smallest. So the sample is drawn evenly from all rows, and does not depend on how they were cut into pieces.
+    Each row has a random number, its priority, which depends only on its place in the data. The sample keeps the rows
+    of the smallest priorities, so that each row is as likely as any other to be in it.
 
     Attributes:
         channels: length of a row.
@@ -43,7 +43,7 @@ class Statistics:
         low, high: smallest and largest value of each channel, [channels]; 0 before any row.
         squares: sum of squares of each channel, float64 [channels].
         sample: the rows kept, [at most sampled_rows(channels), channels].
-        priorities: theirs, uint64, ascending.
+        priorities: those of the sample's rows, uint64, ascending.
     """
 
     channels: int
@@ -61,14 +61,14 @@ class Statistics:
         self.priorities = np.empty(0, np.uint64)
 
     def update(self, rows: npt.NDArray[np.floating], priorities: npt.NDArray[np.uint64]) -> bool:
-        """Takes rows in.
+        """Adds rows.
 
         Args:
             rows: [n, channels].
             priorities: of each row, [n].
 
         Returns:
-            False if a value is not finite; nothing was taken in then.
+            False if a value is not finite. No row was added then.
         """
         if not len(rows):
             return True
@@ -98,7 +98,7 @@ class Statistics:
 
     @property
     def mean_square(self) -> npt.NDArray[np.float64]:
-        """Mean of squares of each channel, [channels]; 0 before any row."""
+        """Mean square of each channel, [channels]; 0 before any row."""
         return self.squares / max(self.rows, 1)
 
 
@@ -126,18 +126,19 @@ class Observed:
 
     @property
     def importance(self) -> npt.NDArray[np.float64]:
-        """What an error in a column of the matrix weighs, [channels]; 1 on average, or 1 everywhere without rows.
+        """Weights of the errors in the columns of the matrix, [channels]; 1 on average, or 1 everywhere without rows.
 
-        The mean square of the channel, as a part of its phase's: both phases count equally, although a prompt has many
-        more rows, and the first of them may be larger than all others together.
+        It is the mean square of a channel, divided by that of all channels of the phase, and the mean over both phases.
+        So both phases count equally, although a prompt has many more rows, and its first row may be larger than all
+        others together.
         """
         shares = [phase.mean_square / phase.mean_square.mean() for phase in self.phases if phase.squares.any()]
         return np.mean(shares, axis=0) if shares else np.ones(self.prompt.channels)
 
     def weighted_rows(self, most: int) -> Rows:
-        """Rows of the samples, of each phase at most so many, with the weights of ``importance``: [rows, channels].
+        """Returns rows of the samples, at most ``most`` of each phase, scaled: [rows, channels].
 
-        The sum of their squares in a channel is its importance, as far as the sample tells.
+        The sum of squares of a channel estimates its ``importance``.
         """
         phases = [phase for phase in self.phases if phase.squares.any()]
         rows = [np.empty((0, self.prompt.channels), np.float32)]
@@ -148,18 +149,18 @@ class Observed:
 
 
 def outliers(largest: Rows) -> float | None:
-    """The largest magnitude of a channel, over that of the channel in the middle; None where the latter is 0."""
+    """Returns the largest magnitude of a channel, divided by the median channel's; None where the latter is 0."""
     middle = float(np.median(largest))
     return float(largest.max()) / middle if middle else None
 
 
 def nothing(channels: int) -> tuple[Observed, ...]:
-    """Both halves, before any row."""
+    """Makes both halves, without rows."""
     return tuple(Observed(Statistics(channels), Statistics(channels)) for _ in range(HALVES))
 
 
 def merged(halves: Sequence[Observed]) -> Observed:
-    """All that was observed, with the samples of both."""
+    """Joins both halves, samples included."""
     phases = []
     for pieces in zip(*((half.prompt, half.generated) for half in halves), strict=True):
         whole = Statistics(pieces[0].channels, sum(piece.rows for piece in pieces))
@@ -177,5 +178,5 @@ def merged(halves: Sequence[Observed]) -> Observed:
 
 
 def priorities(seed: int, example: int, phase: int, piece: int, rows: int) -> npt.NDArray[np.uint64]:
-    """Random numbers of the rows of one piece of one example, the same in every run."""
+    """Returns random numbers for the rows of one run of the decoder, the same in every calibration."""
     return np.random.default_rng([seed, example, phase, piece]).integers(0, 1 << 63, rows, dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""Charts of a report, as SVG to stand in a page. Colours that can be read on white and on black."""
+"""The charts of a report, as SVG for its page. Their colours are readable on white and on black."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _SIZE = (7.2, 2.8)
 
 
 def divergence_chart(divergences: Mapping[str, npt.NDArray[np.float64]]) -> str:
-    """How the KL divergence of all positions is distributed, by kind of question."""
+    """Draws how the KL divergence of all positions is distributed, by kind of question."""
     with _chart() as (axes, svg):
         floor = 1e-10
         bins = np.logspace(-10, 1, 67).tolist()
@@ -55,7 +55,7 @@ def divergence_chart(divergences: Mapping[str, npt.NDArray[np.float64]]) -> str:
 
 
 def layer_chart(matrices: Sequence[Mapping[str, Any]], value: str, label: str, log: bool = True) -> str:
-    """One value of the matrices, by layer, a line for each kind of matrix; the head is left out."""
+    """Draws one value of the matrices by layer, one line for each kind of matrix, without the head."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for matrix in matrices:
         if matrix["layer"] is not None and matrix[value] is not None and any(matrix["rows"]):
@@ -76,7 +76,7 @@ def layer_chart(matrices: Sequence[Mapping[str, Any]], value: str, label: str, l
 
 
 def range_chart(matrices: Sequence[Mapping[str, Any]]) -> str:
-    """Ranges of the activations in front of the text expert's matrices, by layer."""
+    """Draws the ranges of the activations in front of the text expert's matrices, by layer."""
     with _chart() as (axes, svg):
         for offset, ending in ((-0.15, "text_gate_up"), (0.15, "text_down")):
             rows = [matrix for matrix in matrices if str(matrix["name"]).endswith(ending)]
@@ -92,24 +92,26 @@ def range_chart(matrices: Sequence[Mapping[str, Any]]) -> str:
 
 
 def sensitivity_chart(sensitivity: Mapping[str, float], kept: Sequence[str]) -> str:
-    """Mean KL with only one layer quantized, those that were left as they are in another colour."""
+    """Draws the mean KL with only one layer quantized; layers that were left unquantized are red."""
     with _chart() as (axes, svg):
         names = list(sensitivity)
         colors = [COLORS[4] if name in kept else COLORS[0] for name in names]
         axes.bar(range(len(names)), [max(sensitivity[name], 1e-12) for name in names], color=colors)
         axes.set_xticks(range(len(names)), [name.removeprefix("layer ") for name in names], fontsize=7)
-        axes.set(yscale="log", xlabel="layer that alone is quantized (red: left as it is)", ylabel="mean KL, nats")
+        axes.set(
+            yscale="log", xlabel="the only quantized layer (red: not quantized in the end)", ylabel="mean KL, nats"
+        )
     return svg[0]
 
 
 def _legend(axes: Axes) -> None:
-    """Beside the chart, where no line is."""
+    """Puts the legend beside the chart, where it hides no line."""
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 @contextmanager
 def _chart() -> Iterator[tuple[Axes, list[str]]]:
-    """Axes to draw on; the SVG is in the list afterwards."""
+    """Gives axes to draw on. Afterwards the list holds the SVG."""
     svg: list[str] = []
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained")
@@ -117,4 +119,4 @@ def _chart() -> Iterator[tuple[Axes, list[str]]]:
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    svg.append(text[text.index("<svg") :])  # as part of a page, without the declaration of a file
+    svg.append(text[text.index("<svg") :])  # without the XML declaration, which only a file has

@@ -1,4 +1,4 @@
-"""The report as one HTML page: no script, no other file, light and dark as the reader's system is."""
+"""The report as one HTML page: no script, no other file, light or dark as the reader's system is."""
 
 from __future__ import annotations
 
@@ -22,28 +22,22 @@ p.note { color: #888; }
 
 
 def page(report: Report) -> str:
-    """A report as HTML."""
+    """Returns a report as HTML."""
     values = report.values
     title = f"Calibration of {values['bundle']['name']}" if "bundle" in values else "Two bundles compared"
     body = [
         f"<h1>{escape(title)}</h1>",
         _table(_settings(values)),
         "<h2>How far answers moved</h2>",
-        '<p class="note">Along the answers of the bundle before, token by token: distributions of the next token '
-        "before and after.</p>",
+        '<p class="note">The bundle before gave the answers. At each of their tokens, the distributions of the next '
+        "token before and after are compared.</p>",
         _table(report.table()[1:], report.table()[0]),
         charts.divergence_chart(report.divergences),
         *_matrices(values),
-        "<h2>Questions that moved most</h2>",
+        "<h2>Questions whose answers moved most</h2>",
         _table(
             [
-                [
-                    item["place"],
-                    item["prompt"],
-                    item["answer"],
-                    "yes" if item["same"] else "no",
-                    f"{item['mean_kl']:.2e}",
-                ]
+                [*(item[key] for key in ("place", "prompt", "answer")), _word(item["same"]), f"{item['mean_kl']:.2e}"]
                 for item in values["worst"]
             ],
             ["place", "question", "answer before", "same after", "mean KL"],
@@ -63,13 +57,13 @@ def _settings(values: dict[str, Any]) -> list[list[str]]:
         rows += [("number format", values["bundle"]["precision"]), *values["settings"].items()]
         rows += [("examples observed", values["observed"]["examples"]), ("bundle", values["bundle"]["sha256"])]
         rows += [("data observed", values["observed"]["data"])]
-        rows += [("layers left as they are", ", ".join(values["kept"]) or "none")]
+        rows += [("layers left unquantized", ", ".join(values["kept"]) or "none")]
     else:
         for when, bundle in values["compared"].items():
             quantization = bundle["quantization"]
             what = f"{quantization['mode']}, {quantization['form']}" if quantization else "not quantized"
             rows.append((when, f"{bundle['name']}, {bundle['precision']}, {what}, {bundle['sha256']}"))
-    rows += [("data tested with", values["tested"]["data"])]
+    rows += [("data measured with", values["tested"]["data"])]
     rows += [("software", ", ".join(f"{name} {version}" for name, version in values["software"].items()))]
     return [[key, _word(value)] for key, value in rows]
 
@@ -82,14 +76,14 @@ def _matrices(values: dict[str, Any]) -> Iterable[str]:
         yield "<h2>Sensitivity of layers</h2>"
         yield charts.sensitivity_chart(values["sensitivity"], values["kept"])
     yield "<h2>Error by layer</h2>"
-    yield '<p class="note">‖output - exact‖² / ‖exact‖² of each matrix on sampled activations.</p>'
+    yield '<p class="note">‖output - exact‖² / ‖exact‖² of the output of each matrix, on sampled activations.</p>'
     yield charts.layer_chart(matrices, "error", "relative squared error")
     yield "<h2>Activations</h2>"
     yield charts.range_chart(matrices)
-    yield '<p class="note">Outliers: the largest magnitude of a channel, over that of the channel in the middle.</p>'
+    yield '<p class="note">Outliers: the largest magnitude of a channel, divided by that of the median channel.</p>'
     yield charts.layer_chart(matrices, "outliers", "outliers")
     if any(matrix["exponent"] is not None for matrix in matrices):
-        yield "<h2>Exponents of smoothing</h2>"
+        yield "<h2>Smoothing exponents</h2>"
         yield charts.layer_chart(matrices, "exponent", "exponent", log=False)
     yield "<h2>Matrices</h2>"
     yield _table(
@@ -105,7 +99,7 @@ def _matrices(values: dict[str, Any]) -> Iterable[str]:
             ]
             for matrix in matrices
         ],
-        ["matrix", "error", "exponent", "input", "outliers", "reach of INT8", "rows: prompt + generated"],
+        ["matrix", "error", "exponent", "input", "outliers", "INT8 range / input", "rows: prompt + generated"],
     )
 
 

@@ -1,1 +1,1 @@
-"""From observations to a plan: smoothing, clipping, scales."""
+"""The choice of smoothing, clipping and scales from observations."""

@@ -34,11 +34,11 @@ from export.quantized.weights import DecoderWeights
 Floats = npt.NDArray[np.float32]
 
 HEADROOM = np.float32(1.25)
-"""How much larger than all that was observed what lies in a cache may be before it is clipped: a clipped key costs far
-more than steps a quarter wider (``docs/performance.md``)."""
+"""Values of a cache are clipped at the largest observed magnitude times this. A clipped key costs far more than steps
+that are a quarter wider (``docs/performance.md``)."""
 
 SAMPLE = 256
-"""Rows of activations of each phase that errors are told of."""
+"""How many rows of activations of each phase the reported errors are computed with."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Choice:
 
     Attributes:
         mode: ``w8a16`` or ``w8a8``.
-        weights: ``mse``, the least error weighted by the activations, or ``absmax``, plain rounding to nearest.
-        activations: with ``w8a8``, a method of ``calibration.scales.clipping.METHODS``.
+        weights: ``mse``, for the least error weighted by the activations, or ``absmax``, for no clipping.
+        activations: one of ``calibration.scales.clipping.METHODS``, for ``w8a8``.
         smoothing: ``auto``, ``off``, or the exponent of all layers.
     """
 
@@ -59,12 +59,12 @@ class Choice:
 
     @property
     def rule(self) -> Rule:
-        """The same for one matrix."""
+        """The choice as it applies to one matrix."""
         return Rule(self.weights == "mse", self.activations if self.mode == "w8a8" else None)
 
     @property
     def exponents(self) -> tuple[float, ...]:
-        """Exponents of smoothing to choose from."""
+        """The smoothing exponents to choose from."""
         if isinstance(self.smoothing, float):
             return (self.smoothing,)
         return EXPONENTS if self.smoothing == "auto" else ()
@@ -72,18 +72,18 @@ class Choice:
 
 @dataclass(frozen=True)
 class MatrixReport:
-    """What is known of one quantized matrix.
+    """The figures of one quantized matrix.
 
     Attributes:
         name: of its initializer.
-        layer: index; None for the head.
-        exponent: of the smoothing in front of it; None where there is none.
+        layer: the index of its layer; None for the head.
+        exponent: of the smoothing in front of it; None without smoothing.
         error: ‖output - exact‖² / ‖exact‖² of sampled rows.
-        low, high: range of the activations in front of it, before smoothing.
-        outliers: the largest magnitude of a channel, over that of the channel in the middle.
-        reach: the largest activation that INT8 holds, over the largest that was observed, both after smoothing; None
-            for activations that are not quantized.
-        rows: observed of the prompt, and generated.
+        low, high: the range of the activations in front of it, before smoothing.
+        outliers: the largest magnitude of a channel, divided by that of the median channel.
+        reach: the largest activation that INT8 can hold, divided by the largest observed, both after smoothing; None
+            where activations are not quantized.
+        rows: how many rows were observed, of prompts and of generated tokens.
     """
 
     name: str
@@ -99,7 +99,7 @@ class MatrixReport:
 
 @dataclass
 class Chosen:
-    """A plan, and what is known of its matrices."""
+    """A plan, and the figures of its matrices."""
 
     plan: QuantizationPlan
     matrices: list[MatrixReport] = field(default_factory=list)
@@ -133,7 +133,7 @@ def choose(
     for matrix in matrices:
         groups.setdefault((matrix.layer, matrix.part), []).append(matrix)
     plans, reports, smoothings = [], [], []
-    # One group after the other, so that only its samples are in memory twice.
+    # Group by group: the samples of one group are in memory twice.
     for (layer, part), members in groups.items():
         candidates = {matrix.name: _candidate(matrix, weights, record.observed[matrix.name]) for matrix in members}
         found: dict[str, Smoothed] = {}
@@ -154,18 +154,18 @@ def choose(
 
 
 def _cache(layer: int, record: Record) -> CachePlan:
-    """Scales with which the largest magnitude of each channel, and ``HEADROOM``, becomes the largest INT8 number."""
+    """Makes scales with which the largest magnitude of each channel, times ``HEADROOM``, becomes 127."""
     largest = (record.caches[f"{layer}.{kind}"] * HEADROOM for kind in ("key", "value"))
     return CachePlan(layer, *(absmax_scale(item.reshape(-1, 1)).reshape(item.shape) for item in largest))
 
 
 def _smooth(layer: int, candidates: dict[str, Candidate], choice: Choice, found: dict[str, Smoothed]) -> Smoothing:
-    """Smoothing of one layer; that of each of its matrices is noted too."""
+    """Finds the smoothing of one layer, and adds that of each of its matrices to ``found``."""
     endings = {"gate_up": "gate_up", "down": "text_down", "visual_down": "visual_down"}
     factors: dict[str, Floats | None] = {}
     for group, ending in endings.items():
         members = [name for name in candidates if name.endswith(ending)]
-        # The visual expert's gate and up take the inverse of the norm's factors, even where they stay as they are.
+        # The visual expert's gate and up take the inverse of the norm's factors, even where they are not quantized.
         powers = group == "gate_up" and len(members) == 1
         smoothed = search([candidates[name] for name in members], choice.rule, choice.exponents, powers)
         factors[group] = smoothed.factor
@@ -192,14 +192,14 @@ def _matrix(
     smoothed: DecoderWeights,
     rule: Rule,
 ) -> tuple[MatrixPlan, MatrixReport]:
-    """The plan of one matrix and what is known of it, block by block."""
+    """Makes the plan of one matrix, and its figures, block by block."""
     candidate, smoothing = candidates[matrix.name], found.get(matrix.name, Smoothed())
     observed, factor = candidate.observed, smoothing.over(matrix.channels)
     weights = weighting(observed, factor, rule)
-    # Nothing ever reaches the visual expert of the last layer. Its activations take the text expert's scale.
+    # Nothing reaches the visual expert of the last layer. Its activations take the text expert's scale.
     reached = candidate if observed.rows else candidates.get(matrix.name.replace("visual_", "text_"), candidate)
     activations = input_scale(reached, smoothing, rule)
-    # Rows of up are smaller by what smoothes down; their error is told in the size of the others.
+    # Rows of up are divided by the factor of down. Their error is computed at their size before that.
     down = found.get(matrix.name.replace("gate_up", "down"), Smoothed()) if "gate_up" in matrix.name else Smoothed()
     sizes = None if down.factor is None else np.concatenate([np.ones_like(down.factor), down.factor])
     scales, sums, start = [], np.zeros((len(observed.phases), 2)), 0

@@ -1,4 +1,4 @@
-"""The choice of scales: of the rows of a matrix, and of the activations in front of it."""
+"""The choice of scales, by clipping: those of the rows of a matrix, and that of the activations in front of it."""
 
 from __future__ import annotations
 
@@ -16,37 +16,36 @@ from export.quantized.quantize import LARGEST, absmax_scale
 Floats = npt.NDArray[np.float32]
 
 Error = Callable[[float], float]
-"""What it costs to clip activations at a part of the largest magnitude."""
+"""The error of clipping activations at a fraction of the largest magnitude."""
 
 CLIPPINGS = (*np.linspace(1, 0.8, 65).tolist(), 0.7, 0.6)
-"""Parts of the largest magnitude of a row that are tried as the largest INT8 number.
+"""Fractions of the largest magnitude of a row that are tried as the largest INT8 number.
 
-Little is clipped at the best of them, but each rounds otherwise, and errors add up differently in the output: on
-examples that took no part in the choice, the best of 65 left 0.63 of the error of the first, the best of 17 left 0.81
-(text experts of the example checkpoint).
+The best of them clips little, but each rounds differently. On examples that were not used for the choice, the best of
+65 left 0.63 of the error of the first, and the best of 17 left 0.81 (text experts of the example checkpoint).
 """
 
 CHANNELS_SHARE = 0.2
-"""What channels by themselves weigh beside rows, in the error of a row of weights."""
+"""The weight of the error by channels, added to that by rows; see ``Weighting``."""
 
 _CACHED = 1 << 18
-"""Numbers of a matrix that are worked on at a time: few enough for a core's cache."""
+"""How many weights are searched at a time: they fit into a core's cache."""
 
 PERCENTILE = 99.99
-"""Of the magnitudes, for the method ``percentile``."""
+"""The percentile of the magnitudes at which the method ``percentile`` clips."""
 
 _BINS, _LEVELS = 2048, 128
-"""Bins of the histogram for the method ``entropy``, and levels that INT8 has for a magnitude; as TensorRT had them."""
+"""Bins of the histogram of the method ``entropy``, and INT8's levels of magnitude; both are TensorRT's."""
 
 
 @dataclass(frozen=True)
 class Weighting:
-    """What the error of a row of a matrix weighs: e is its quantized row less the exact one, [in].
+    """Weights of the error e of a row of a matrix, the quantized row minus the exact one, [in].
 
     Attributes:
-        channels: the sum of channels[j] · e[j]² is what the output is off by, in mean square, if channels are
-            independent of each other; [in].
-        rows: the sum of (e · row)² is the same over a sample of activations, as they hang together; [rows, in].
+        channels: [in]. The sum of channels[j] · e[j]² is the mean squared error of the output if channels are
+            independent of each other.
+        rows: [rows, in]. The sum of (e · row)² is the mean squared error of the output on a sample of activations.
     """
 
     channels: npt.NDArray[np.float64]
@@ -54,14 +53,14 @@ class Weighting:
 
 
 def weight_scale(weight: Floats, weighting: Weighting | None) -> Floats:
-    """Scales of the rows of a matrix that leave the least error.
+    """Finds the scales of the rows of a matrix that leave the least error.
 
-    It is weighed by rows of activations, and a little by channels: a sample may have fewer rows than there are
-    channels, and says nothing of the directions that it lacks.
+    Errors are weighted by sampled rows, and a little by channels: a sample may have fewer rows than there are channels,
+    and then leaves some directions out.
 
     Args:
         weight: [out, in].
-        weighting: of the errors; None for the row's absmax, without a search.
+        weighting: of the errors; None for scales from the absmax of each row, without a search.
 
     Returns:
         float32 [out].
@@ -73,7 +72,7 @@ def weight_scale(weight: Floats, weighting: Weighting | None) -> Floats:
     rows = np.ascontiguousarray(weighting.rows.T)
     step = max(1, _CACHED // weight.shape[1])
     blocks = [slice(start, start + step) for start in range(0, len(weight), step)]
-    # A thread a block: most of the work is on single numbers, which numpy gives one core, and its BLAS all of them.
+    # One thread for each block. Most of the work is elementwise, for which numpy uses one core; its BLAS uses all.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as threads:
         scales = list(threads.map(lambda block: _best_scale(weight[block], absmax[block], channels, rows), blocks))
     return np.concatenate(scales) if scales else absmax
@@ -96,19 +95,19 @@ def _best_scale(weight: Floats, absmax: Floats, channels: Floats, rows: Floats) 
 
 
 def fake_quantized(values: Floats, scale: float) -> Floats:
-    """What INT8 leaves of activations: rounded to multiples of ``scale``, ties to even, from -128 to 127 of them."""
+    """Rounds activations to multiples of ``scale``, -128 to 127 of them, with ties to even."""
     steps = np.rint(values / np.float32(scale))
     return np.asarray(np.clip(steps, -LARGEST - 1, LARGEST) * np.float32(scale), np.float32)
 
 
 def activation_scale(sample: Floats, absmax: float, method: str, error: Error) -> float:
-    """The one scale of all activations in front of a matrix.
+    """Chooses the scale of the activations in front of a matrix.
 
     Args:
-        sample: some of them, of any shape.
-        absmax: the largest magnitude of all, those not in the sample included.
+        sample: some of the activations, of any shape.
+        absmax: the largest magnitude of all activations.
         method: one of ``METHODS``.
-        error: what it costs to clip at a part of the largest magnitude; the method ``mse`` asks it.
+        error: the error of clipping at a fraction of ``absmax``, for the method ``mse``.
     """
     if absmax == 0:
         return 1.0
@@ -125,7 +124,7 @@ def _percentile(magnitudes: Floats, absmax: float, error: Error) -> float:
 
 
 def _mse(magnitudes: Floats, absmax: float, error: Error) -> float:
-    """Found in two rounds, to 1/32 of an octave; up to twice the largest, which other data may exceed."""
+    """Searches in two rounds, to 1/32 of an octave, and up to twice the absmax: other data may exceed it."""
 
     def best(parts: npt.NDArray[np.float64]) -> float:
         return float(parts[int(np.argmin([error(part) for part in parts.tolist()]))])
@@ -135,9 +134,9 @@ def _mse(magnitudes: Floats, absmax: float, error: Error) -> float:
 
 
 def _entropy(magnitudes: Floats, absmax: float, error: Error) -> float:
-    """The threshold whose INT8 histogram diverges least from the clipped one (KL), as TensorRT's calibrator chose it.
+    """Finds the threshold whose INT8 histogram has the least KL divergence from the clipped one, as TensorRT did.
 
-    Zeros are left out: they are exact at every scale, and with them one bin would decide.
+    Zeros are left out. They are exact at every scale, and their bin would outweigh all others.
     """
     counts, edges = np.histogram(magnitudes[magnitudes > 0], bins=_BINS, range=(0, absmax))
     if not counts.any():
@@ -149,7 +148,7 @@ def _entropy(magnitudes: Floats, absmax: float, error: Error) -> float:
 
 
 def _divergence(counts: npt.NDArray[np.int64], beyond: int) -> float:
-    """KL of a histogram whose last bin takes what is beyond it, from the same in ``_LEVELS`` levels."""
+    """Returns the KL divergence between a clipped histogram, with ``beyond`` in its last bin, and its INT8 form."""
     if not counts.any():
         return np.inf
     clipped = counts.astype(np.float64)
@@ -172,6 +171,6 @@ METHODS: dict[str, Callable[[Floats, float, Error], float]] = {
     "entropy": _entropy,
     "mse": _mse,
 }
-"""Where activations are clipped: at the largest magnitude, at a percentile of them, where the histogram of INT8 numbers
-diverges least from theirs (KL), or where the output of the matrix is off by least in mean square.
+"""Where activations are clipped: at the largest magnitude, at a percentile, where the INT8 histogram has the least KL
+divergence, or where the mean squared error of the matrix's output is least.
 """

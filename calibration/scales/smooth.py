@@ -1,8 +1,8 @@
-"""Smoothing: outliers of activations moved into the weights, x / s and W · s, with s chosen on the data.
+"""Smoothing: outliers of activations are moved into the weights, as x / s and W · s.
 
-The factors follow SmoothQuant (arXiv 2211.10438): channel j gets s_j = max|x_j|^a / max|W_j|^(1 - a), with the
-exponent a that leaves the least error, layer by layer; no smoothing is among the choices. Where a factor goes into a
-matrix that is not quantized, it is a power of two, which changes no bit of it in any number format.
+The factors follow SmoothQuant (arXiv 2211.10438): channel j gets s_j = max|x_j|^a / max|W_j|^(1 - a). The exponent a is
+the one that leaves the least error, for each layer; no smoothing is also a choice. A factor of a matrix that is not
+quantized is a power of two, which is exact in every number format.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ Floats = npt.NDArray[np.float32]
 EXPONENTS = tuple(np.linspace(0, 1, 11).round(2).tolist())
 
 SEARCH_ROWS, SEARCH_SAMPLE = 256, 64
-"""Rows of a matrix, evenly spread, and rows of activations of each phase that the search computes with."""
+"""How many rows of a matrix, and rows of activations of each phase, the search uses."""
 
 WEIGHTING_ROWS = 128
-"""Rows of activations of each phase that scales of weights are searched with."""
+"""How many rows of activations of each phase the search of weights' scales uses."""
 
 PAYS = 0.8
-"""Smoothing is taken where it leaves less than this part of the error: what gains less is as likely to do harm."""
+"""Smoothing must leave less than this fraction of the error. A smaller gain is as likely to be a loss on other data."""
 
 _LARGEST_POWER = 20
-"""Factors stay within 2**-20 … 2**20, far from where a norm's weight would over- or underflow."""
+"""Factors stay within 2**-20 … 2**20, so that no norm's weight overflows or underflows."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A matrix that a factor would go into, as far as the search needs it.
+    """A matrix that may be smoothed.
 
     Attributes:
-        weight: some rows of it, evenly spread, [rows, in].
+        weight: evenly spaced rows of it, [rows, in].
         largest: largest magnitude of each column of the whole matrix, [in].
         observed: the activations in front of it.
-        halves: the same, of each half of the examples.
+        halves: those of each half of the examples.
     """
 
     weight: Floats
@@ -52,9 +52,9 @@ class Candidate:
 
     @property
     def tries(self) -> list[tuple[int | None, Observed, Observed]]:
-        """What to choose with and what to try it on, and the number of the first: each half and the other.
+        """Each half, what to choose with, and the other, what to try the choice on; with the number of the first.
 
-        Where a half is empty, both are the whole, and the number is None.
+        If a half is empty, both are all observations, and the number is None.
         """
         if not all(half.rows for half in self.halves):
             return [(None, self.observed, self.observed)]
@@ -66,9 +66,9 @@ class Smoothed:
     """How the activations in front of a matrix are smoothed.
 
     Attributes:
-        exponent: None for not at all.
-        factor: [in]; None for not at all.
-        halves: what the factor would be with each half of the examples.
+        exponent: None for no smoothing.
+        factor: [in]; None for no smoothing.
+        halves: the factors from each half of the examples alone.
     """
 
     exponent: float | None = None
@@ -76,7 +76,7 @@ class Smoothed:
     halves: tuple[Floats, ...] = ()
 
     def over(self, channels: int, half: int | None = None) -> Floats:
-        """The factors, of all examples or of one half; 1 for no smoothing."""
+        """Returns the factors from all examples or from one half; 1 for no smoothing."""
         factor = self.halves[half] if half is not None and self.halves else self.factor
         return np.ones(channels, np.float32) if factor is None else factor
 
@@ -86,8 +86,8 @@ class Rule:
     """How a matrix will be quantized.
 
     Attributes:
-        clipping: search the weights' scales for the least error, rather than take the absmax of each row.
-        activations: method of ``calibration.scales.clipping.METHODS``; None where activations are not quantized.
+        clipping: whether the weights' scales are searched for the least error, or taken from the absmax of each row.
+        activations: one of ``calibration.scales.clipping.METHODS``; None where activations are not quantized.
     """
 
     clipping: bool
@@ -95,13 +95,13 @@ class Rule:
 
 
 def factors(absmax: Floats, largest: Floats, exponent: float, powers: bool) -> Floats:
-    """The factors of one exponent, [in]; 1 for channels without activations or weights.
+    """Computes the factors of one exponent, [in]; 1 for channels without activations or weights.
 
     Args:
-        absmax: largest magnitude of each channel, [in].
-        largest: the same of each column of the weights, [in].
+        absmax: largest magnitude of each channel of the activations, [in].
+        largest: largest magnitude of each column of the weights, [in].
         exponent: 0 … 1.
-        powers: whether they are powers of two.
+        powers: whether factors are rounded to powers of two.
     """
     there = (absmax > 0) & (largest > 0)
     logarithms = np.zeros(len(absmax))
@@ -114,7 +114,7 @@ def factors(absmax: Floats, largest: Floats, exponent: float, powers: bool) -> F
 
 
 def smoothed(candidates: Sequence[Candidate], exponent: float, powers: bool) -> Smoothed:
-    """Smoothing of matrices with common activations; arguments as those of ``factors``."""
+    """Computes the smoothing of matrices that share their activations, as ``factors`` does."""
     largest = np.maximum.reduce([item.largest for item in candidates])
 
     def over(observed: Sequence[Observed]) -> Floats:
@@ -125,15 +125,15 @@ def smoothed(candidates: Sequence[Candidate], exponent: float, powers: bool) -> 
 
 
 def search(candidates: Sequence[Candidate], rule: Rule, exponents: Sequence[float], powers: bool) -> Smoothed:
-    """The smoothing with the least error over some matrices with common activations; none unless it pays.
+    """Finds the smoothing with the least error for matrices that share their activations; see ``PAYS``.
 
-    What one half of the examples gives is tried on the other half. Channels that one half hardly uses would otherwise
-    be smoothed to the brim, and saturate with other questions.
+    Factors from one half of the examples are tried on the other half. Otherwise channels that are small in one half
+    would get factors that let them saturate with other questions.
 
     Args:
-        candidates: the matrices: that of one expert, or gate and up of both.
+        candidates: the down matrix of one expert, or gate and up of both.
         rule: how they will be quantized.
-        exponents: to choose from; the only one is taken even where it does harm.
+        exponents: to choose from. A single one is always taken.
         powers: whether factors are powers of two.
     """
     seen = [item for item in candidates if item.observed.rows]
@@ -146,9 +146,9 @@ def search(candidates: Sequence[Candidate], rule: Rule, exponents: Sequence[floa
 
 
 def _error(matrix: Candidate, choice: Smoothed, rule: Rule) -> float:
-    """The relative error of a matrix's output that smoothing and quantizing leave.
+    """Computes the relative error of a matrix's output after smoothing and quantizing.
 
-    Nothing is clipped here: what clipping gains is much the same with every exponent.
+    Nothing is clipped here: the gain of clipping is about the same with every exponent.
     """
     errors = []
     for half, seen, other in matrix.tries:
@@ -162,12 +162,12 @@ def _error(matrix: Candidate, choice: Smoothed, rule: Rule) -> float:
 
 
 def _scale(observed: Observed, factor: Floats) -> float:
-    """With which the largest of smoothed activations becomes ``LARGEST``."""
+    """Returns the scale with which the largest smoothed activation becomes ``LARGEST``."""
     return max(float((observed.absmax / factor).max()), 1e-30) / LARGEST
 
 
 def weighting(observed: Observed, factor: Floats, rule: Rule) -> Weighting | None:
-    """What errors in the smoothed weights weigh; None where the weights' scales are not searched."""
+    """Returns the weights of errors in smoothed weights; None where the weights' scales are not searched."""
     if not rule.clipping:
         return None
     rows = observed.weighted_rows(WEIGHTING_ROWS) / factor
@@ -175,7 +175,7 @@ def weighting(observed: Observed, factor: Floats, rule: Rule) -> Weighting | Non
 
 
 def input_scale(matrix: Candidate, choice: Smoothed, rule: Rule) -> float | None:
-    """The scale of smoothed activations; None where they are not quantized."""
+    """Chooses the scale of smoothed activations; None where they are not quantized."""
     if rule.activations is None:
         return None
     channels = matrix.weight.shape[1]
@@ -197,7 +197,7 @@ def input_scale(matrix: Candidate, choice: Smoothed, rule: Rule) -> float | None
 def output_squares(
     weight: Floats, quantized: Floats, observed: Observed, factor: Floats, scale: float | None, rows: int
 ) -> npt.NDArray[np.float64]:
-    """Of each phase, over its sampled rows x: ‖quantized · x/s - weight · x‖², and ‖weight · x‖²; [phases, 2]."""
+    """Returns ‖quantized · x/s - weight · x‖² and ‖weight · x‖² over the sampled rows x of each phase: [phases, 2]."""
     sums = []
     for phase in observed.phases:
         exact = phase.sample[:rows] @ weight.T
@@ -209,5 +209,5 @@ def output_squares(
 
 
 def relative(sums: npt.NDArray[np.float64]) -> float:
-    """The error of ``output_squares``, as part of the whole, mean over the phases; 0 without any."""
+    """Returns the relative error of ``output_squares``, the mean over the phases; 0 without phases."""
     return float(np.mean(sums[:, 0] / np.maximum(sums[:, 1], np.finfo(np.float64).tiny))) if len(sums) else 0.0

@@ -1,4 +1,4 @@
-"""Examples asked of a model: their tokens, the model's own answers, and logits along answers that are given."""
+"""Asks a model examples: their tokens, the model's own answers, and its logits along given answers."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ Logits = npt.NDArray[np.float32]
 
 
 class Prober:
-    """Turns examples into tokens, as sessions do.
+    """Asks a model examples, with the same tokens as sessions.
 
     Args:
         model: a loaded bundle.
-        max_tiles: most tiles of a picture; None for the checkpoint's own limit.
-        max_new_tokens: tokens that an answer may have.
+        max_tiles: the most tiles of a picture; None for the checkpoint's limit.
+        max_new_tokens: the most tokens of an answer.
     """
 
     def __init__(self, model: Model, max_tiles: int | None, max_new_tokens: int) -> None:
         self.model, self.max_tiles, self.max_new_tokens = model, max_tiles, max_new_tokens
 
     def prompt(self, example: Example) -> Prompt:
-        """The tokens of a question.
+        """Returns the tokens of a question.
 
         Raises:
-            CalibrationError: a picture or the question cannot be read, or there is no room for the answer.
+            CalibrationError: a picture or the question cannot be read, or the bundle is too short for the answer.
         """
         return self._prompt(example, *self._turn(example))
 
     def prompt_and_answer(self, example: Example) -> tuple[Prompt, list[int] | None]:
-        """The tokens of a question and of the answer given for it, the token that ends it included.
+        """Returns the tokens of a question and of its given answer, the token that ends it included.
 
         Raises:
             CalibrationError: as ``prompt`` does.
@@ -49,7 +49,7 @@ class Prober:
             return prompt, None
         turn.answer = example.answer
         whole = self._prompt(example, conversation, turn)
-        # Where an answer's first letters join the prompt's last token, the prompt is shorter than it was alone.
+        # The answer's first letters may join the prompt's last token. The prompt then is shorter than it was alone.
         length = min(common_prefix(prompt.keys, whole.keys), len(whole) - 1)
         ids: list[int] = whole.ids[length:].tolist()
         stops = [place for place, token in enumerate(ids) if token in self.model.stop_ids]
@@ -57,7 +57,7 @@ class Prober:
         return Prompt(whole.ids[:length], whole.visual_mask[:length], whole.keys[:length], whole.images), ids
 
     def answer(self, prompt: Prompt) -> Iterator[tuple[int, Logits]]:
-        """The model's own answer: its most probable tokens one by one, each with the logits that gave it."""
+        """Yields the model's own greedy answer, token by token, each with the logits that it was chosen from."""
         sequence = self._sequence()
         logits = _prefill(sequence, prompt)
         for count in range(1, self.max_new_tokens + 1):
@@ -68,7 +68,7 @@ class Prober:
             logits = sequence.step(token)
 
     def along(self, prompt: Prompt, ids: Sequence[int]) -> Iterator[Logits]:
-        """The logits before each token of an answer that is given, as many as it has tokens."""
+        """Yields the logits before each token of a given answer, as many as it has tokens."""
         sequence = self._sequence()
         yield _prefill(sequence, prompt)
         for token in ids[:-1]:
@@ -94,21 +94,21 @@ class Prober:
         if len(prompt) + self.max_new_tokens > self.model.max_length:
             raise CalibrationError(
                 f"{example.place}: {len(prompt)} tokens, and {self.max_new_tokens} for the answer, are more than the "
-                f"{self.model.max_length} of the bundle: use --max-tiles or a smaller --max-new-tokens"
+                f"{self.model.max_length} that the bundle allows: use --max-tiles or a smaller --max-new-tokens"
             )
         return prompt
 
 
 def check_examples(prober: Prober, examples: Sequence[Example], seen: Callable[[int], object]) -> None:
-    """Reads every picture and question once, before any work is done with the first.
+    """Reads every picture and question once, so that a bad one is reported before any work.
 
     Args:
-        prober: what would ask.
+        prober: what will ask them.
         examples: to check.
         seen: called with 1 after each.
 
     Raises:
-        CalibrationError: one cannot be asked; with its line.
+        CalibrationError: an example cannot be asked; with its line.
     """
     for example in examples:
         prober.prompt_and_answer(example)

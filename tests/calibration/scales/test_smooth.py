@@ -106,7 +106,7 @@ def test_answers_of_the_float_model_do_not_change(tiny_bundle: Path, pairs: Path
         assert (logits[0] != logits[1]).any()
 
 
-def test_what_one_half_hardly_sees_is_not_smoothed_to_the_brim() -> None:
+def test_channels_that_are_small_in_one_half_are_smoothed_little() -> None:
     """A channel that is small in one half of the examples and large in the other would saturate."""
     generator = np.random.default_rng(3)
     weight = generator.normal(size=(48, 64)).astype(np.float32)
