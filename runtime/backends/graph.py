@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 PIXEL_VALUES, VISUAL_EMBEDS = "pixel_values", "visual_embeds"
@@ -46,12 +45,3 @@ class GraphInMemory:
 def cache_names(layers: int) -> list[str]:
     """Returns what follows the prefixes, in graph order."""
     return [f"{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
-
-
-def to_format(values: npt.NDArray[np.float32], target: npt.NDArray[Any]) -> None:
-    """Writes finite float32 values to an array of a bundle's number format; bfloat16 as bits, rounded half to even."""
-    if target.dtype != np.uint16:
-        target[...] = values
-        return
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    target[...] = (bits + (np.uint32(0x7FFF) + (bits >> 16 & 1))) >> 16

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.backends import graph
+from runtime.backends.cuda.device import to_format
 from runtime.backends.onnxruntime import CHUNK, OnnxRuntimeBackend
 from runtime.backends.plugin_library import plugin_library
 from runtime.bundle.manifest import DECODER_GRAPH, ModelFacts
@@ -108,7 +109,7 @@ class CudaProviderBackend(OnnxRuntimeBackend):
         manifest = self.bundle.manifest
         embeds = np.empty((manifest.image.tokens_per_tile, manifest.model.hidden_size), self.dtype)
         pixels = np.empty(pixel_values.shape, self.dtype)
-        graph.to_format(pixel_values, pixels)
+        to_format(pixel_values, pixels)
         binding = session.io_binding()
         element = ELEMENTS[manifest.precision]
         binding.bind_input(graph.PIXEL_VALUES, "cpu", 0, element, pixels.shape, pixels.ctypes.data)

@@ -108,3 +108,12 @@ class Device(Protocol):
 
     def release(self, *resources: Resource) -> None:
         """Gives back what nobody needs any more, now or as soon as that cannot disturb; safe in a finalizer."""
+
+
+def to_format(values: npt.NDArray[np.float32], target: npt.NDArray[Any]) -> None:
+    """Writes finite float32 values to an array of a bundle's number format; bfloat16 as bits, rounded half to even."""
+    if target.dtype != np.uint16:
+        target[...] = values
+        return
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    target[...] = (bits + (np.uint32(0x7FFF) + (bits >> 16 & 1))) >> 16

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends import graph
-from runtime.backends.cuda.device import Device
+from runtime.backends.cuda.device import Device, to_format
 from runtime.backends.plugin_library import BUILD_COMMAND, plugin_library
 from runtime.backends.tensorrt.plan import Buffer, VisionLayout, place
 from runtime.errors import BackendError
@@ -146,7 +145,7 @@ class _Tables:
     ) -> None:
         size = processor.image_size
         values = np.empty((3, 256), tile.dtype)
-        graph.to_format(levels(processor.mean, processor.std), values)
+        to_format(levels(processor.mean, processor.std), values)
         arrays: dict[str, npt.NDArray[Any]] = {"levels": values}
         jobs = []
         for index, (columns, rows) in enumerate(grids):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.backends import graph
-from runtime.backends.cuda.device import Device, HostMemory, Memory, Resource
+from runtime.backends.cuda.device import Device, HostMemory, Memory, Resource, to_format
 from runtime.backends.tensorrt.execution import Engine, Execution
 from runtime.backends.tensorrt.plan import Buffer, VisionLayout
 from runtime.images.frames import DevicePixels
@@ -47,7 +47,7 @@ class Vision:
 
         def upload(start: int, tiles: int) -> None:
             pixels = _rows(host, self.layout.tile, tiles)
-            graph.to_format(pixel_values[start : start + tiles], pixels)
+            to_format(pixel_values[start : start + tiles], pixels)
             self._device.upload(pixels, target.address)
 
         return self._encode(len(pixel_values), upload)

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import runtime
+from runtime.backends.cuda.device import to_format
 from runtime.backends.tensorrt.pixels import ResizeParams, open_resize
 from runtime.images.frames import device_frame, is_device_frame
 from runtime.images.preprocess import ImageProcessor
@@ -203,7 +204,6 @@ def test_tiles_have_the_bits_of_the_host(model: runtime.Model, height: int, widt
 
 def test_half_precision_is_rounded_once(compiled: Path) -> None:
     """The levels are in the plan's format before the kernel sees them."""
-    from runtime.backends import graph
     from runtime.backends.tensorrt.pixels import Tiler
     from runtime.backends.tensorrt.plan import Buffer, Profile, VisionLayout
 
@@ -218,7 +218,7 @@ def test_half_precision_is_rounded_once(compiled: Path) -> None:
         )
         got = device.at(pixels.address, len(pixels) * tile.nbytes).view(np.uint16).reshape(-1, 3, 32, 32)
     expected = np.empty(got.shape, np.uint16)
-    graph.to_format(processor(array, 6), expected)
+    to_format(processor(array, 6), expected)
     np.testing.assert_array_equal(got, expected)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import runtime
 from export.engines.plan import Options, plans
-from runtime.backends import graph
+from runtime.backends.cuda.device import to_format
 from runtime.backends.tensorrt.answering import EngineBackend
 from runtime.backends.tensorrt.check import decoder_layout, vision_layout
 from runtime.bundle.reader import Bundle
@@ -239,6 +239,6 @@ def test_bfloat16_is_rounded_as_torch_rounds() -> None:
     values = np.random.default_rng(0).standard_normal(100_000).astype(np.float32)
     values[:4] = [0.0, -0.0, 1.00390625, 1.01171875]  # two ties
     target = np.empty(values.shape, np.uint16)
-    graph.to_format(values, target)
+    to_format(values, target)
     expected = torch.from_numpy(values).bfloat16().view(torch.int16).numpy().view(np.uint16)
     np.testing.assert_array_equal(target, expected)
