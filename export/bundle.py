@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx
 
+import runtime
 from export.check import check_forward
 from export.checkpoint.config import ModelConfig
 from export.checkpoint.reader import Checkpoint
@@ -81,7 +82,7 @@ def export_bundle(
             model=facts,
             image=image_processor(config),
             operators=operators(graphs),
-            created_by={package: version(package) for package in ("monoedge", "torch", "onnx")},
+            created_by={"monoedge": runtime.__version__, "torch": version("torch"), "onnx": onnx.__version__},
             opset=opset_of(graphs[0].model),
             quantization=quantization,
         )

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+import runtime
+from runtime.bundle.reader import Bundle
+
 ROOT = Path(__file__).resolve().parent.parent
 OURS = {"export", "plugins_trt", "runtime", "calibration"}
 BASE = {"numpy", "PIL", "tokenizers", "tqdm"}
@@ -207,6 +210,24 @@ def test_missing_export_package_names_its_extra(module: str, tmp_path: Path) -> 
     assert line.split("pip install ")[1].lstrip("'").startswith(package)
     assert line.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkout_that_is_not_installed_exports(tmp_path: Path) -> None:
+    arguments = ["x", "--ckpt", "tests/data/golden/tiny-v1/checkpoint", "-o", str(tmp_path / "b")]
+    code = (
+        "import importlib.metadata as metadata\n"
+        "distributions = metadata.MetadataPathFinder.find_distributions\n"
+        "def find_distributions(context):\n"
+        "    return [found for found in distributions(context) if found.name != 'monoedge']\n"
+        "metadata.MetadataPathFinder.find_distributions = find_distributions\n"
+        "try: print(metadata.version('monoedge'))\n"
+        "except metadata.PackageNotFoundError: print('not installed')\n"
+        f"from export.onnx import main\nsys.argv = {arguments!r}\nmain()\n"
+    )
+    result = without(code=code)
+    assert result.stdout == "not installed\n"
+    assert result.returncode == 0, result.stderr
+    assert Bundle(tmp_path / "b").manifest.created_by["monoedge"] == runtime.__version__
 
 
 def test_help_needs_no_extra() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
+import runtime
 from export.errors import QuantizationError
 from export.external_data import operators, write_graphs
 from export.quantized.plan import QuantizationPlan
@@ -72,7 +72,7 @@ def write_quantized(
             replace(
                 source.manifest,
                 operators=operators(graphs),
-                created_by={**source.manifest.created_by, "quantized_by": f"monoedge {version('monoedge')}"},
+                created_by={**source.manifest.created_by, "quantized_by": f"monoedge {runtime.__version__}"},
                 engines={},
                 quantization=plan.manifest_entry(form),
             )
