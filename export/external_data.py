@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -17,12 +18,16 @@ from onnx import TensorProto, helper
 
 from export.writer import BundleWriter
 from plugins_trt.schema import DOMAIN, VERSION
+from runtime.bundle.manifest import PRECISIONS
 from runtime.bundle.reader import size_text
 from runtime.console.console import Advance, Console
 from runtime.errors import BundleError
 
 ALIGNMENT = 4096
 """Each tensor starts at a multiple of a memory page, so that runtimes can map it in place."""
+
+NUMPY_DTYPES = PRECISIONS | {"bf16": np.dtype(ml_dtypes.bfloat16)}
+"""The number formats of bundles, in which numpy computes bfloat16 too."""
 
 BLOCK_BYTES = 32 << 20
 """How much of a tensor is in memory at a time, counted in float32."""

@@ -8,18 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import ml_dtypes
-import numpy as np
 import numpy.typing as npt
 import torch
 
 from export.checkpoint.reader import Checkpoint
 from export.checkpoint.tensors import Parameter, decoder_parameters, vision_parameters
-from export.external_data import TensorSource
+from export.external_data import NUMPY_DTYPES, TensorSource
 from export.model.modeling import Decoder, RotaryTable, Vision, default_dtype
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_ARRAYS = {"fp32": np.dtype("<f4"), "bf16": np.dtype(ml_dtypes.bfloat16), "fp16": np.dtype("<f2")}
 
 
 def parameter_sources(
@@ -50,7 +47,7 @@ def embeddings_source(checkpoint: Checkpoint, precision: str) -> TensorSource:
 
 
 def _source(shape: tuple[int, ...], precision: str, blocks: Callable[[], Iterator[torch.Tensor]]) -> TensorSource:
-    kind = _ARRAYS[precision]
+    kind = NUMPY_DTYPES[precision]
 
     def arrays() -> Iterator[npt.NDArray[Any]]:
         for block in blocks():

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from export.recorded.compare import limit
-from export.recorded.format import GRAPHS, Array, Recording, empty_caches, narrow
+from export.recorded.format import GRAPHS, Recording, empty_caches, narrow
+from runtime.backends import Array
 from runtime.backends.graph import INPUTS_EMBEDS
 from runtime.backends.plugin_library import VARIABLE
 from runtime.bundle.manifest import DECODER_GRAPH, EngineRecord

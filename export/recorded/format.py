@@ -10,12 +10,12 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import dataclass
-from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from export.external_data import NUMPY_DTYPES
+from runtime.backends import Array
 from runtime.backends.graph import (
     INPUTS_EMBEDS,
     LOGITS,
@@ -32,7 +32,6 @@ from runtime.bundle.manifest import DECODER_GRAPH, PRECISIONS, RECORDING, VISION
 from runtime.bundle.reader import Bundle, sha256_of
 from runtime.errors import BundleError
 
-Array = npt.NDArray[Any]
 Values = dict[str, Array]
 
 CALLS = f"{RECORDING}/calls.npz"
@@ -43,8 +42,6 @@ MADE_OF = f"{RECORDING}/made_of.json"
 
 FILES = (CALLS, MADE_OF)
 GRAPHS = (VISION_GRAPH, DECODER_GRAPH)
-
-_NUMPY = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 
 @dataclass(frozen=True)
@@ -64,17 +61,17 @@ Recording = dict[str, list[Call]]
 
 def rounded(values: Array, precision: str) -> npt.NDArray[np.float32]:
     """Rounds float32 numbers to a number format; the result is float32 again."""
-    return values.astype(_NUMPY[precision]).astype(np.float32)
+    return values.astype(NUMPY_DTYPES[precision]).astype(np.float32)
 
 
 def narrow(values: Array, precision: str) -> Array:
     """Converts float32 numbers to what backends take and give, ``PRECISIONS[precision]``."""
-    return values.astype(_NUMPY[precision]).view(PRECISIONS[precision])
+    return values.astype(NUMPY_DTYPES[precision]).view(PRECISIONS[precision])
 
 
 def wide(values: Array, precision: str) -> npt.NDArray[np.float32]:
     """Converts what ``narrow`` gave back to float32."""
-    array: npt.NDArray[np.float32] = np.ascontiguousarray(values).view(_NUMPY[precision]).astype(np.float32)
+    array: npt.NDArray[np.float32] = np.ascontiguousarray(values).view(NUMPY_DTYPES[precision]).astype(np.float32)
     return array
 
 

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
+from runtime.backends import Array
 from runtime.backends.graph import PAST, PRESENT, UPDATE, WRITE_INDICES
 from runtime.errors import as_backend_error
 
-Array = npt.NDArray[Any]
 Values = dict[str, Array]
 
 PIECE_BYTES = 512 << 20

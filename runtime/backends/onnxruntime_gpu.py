@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends import graph
+from runtime.backends import Array, graph
 from runtime.backends.cuda.device import to_format
 from runtime.backends.onnxruntime import CHUNK, OnnxRuntimeBackend
 from runtime.backends.plugin_library import plugin_library
@@ -22,8 +22,6 @@ from runtime.errors import BackendError, OptionError, as_backend_error
 # isort: split
 # Behind our own, which says how to get it where it is not installed.
 import onnxruntime as ort
-
-Array = npt.NDArray[Any]
 
 SHAPE_OPERATORS = frozenset({"Shape", "Size", "Gather", "Slice", "Concat", "Squeeze", "Unsqueeze", "Reshape", "Range"})
 """What may run on the CPU beside a GPU: ONNX Runtime keeps the few numbers of shapes there on purpose."""

@@ -12,12 +12,11 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends import graph
+from runtime.backends import Array, graph
 from runtime.backends.cuda.device import Device, Graph, Resource
 from runtime.backends.tensorrt.call import Inputs, Updates
 from runtime.backends.tensorrt.execution import Engine
@@ -27,8 +26,6 @@ from runtime.backends.tensorrt.vision import Vision
 from runtime.errors import BackendError
 from runtime.images.frames import DeviceImage, DevicePixels
 from runtime.images.preprocess import ImageProcessor
-
-Array = npt.NDArray[Any]
 
 
 class EngineBackend:

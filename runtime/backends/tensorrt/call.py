@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends import graph
+from runtime.backends import Array, graph
 from runtime.backends.cuda.device import Device, HostMemory, Memory, Resource
 from runtime.backends.tensorrt.plan import DecoderLayout, place
-
-Array = npt.NDArray[Any]
 
 
 class Inputs:

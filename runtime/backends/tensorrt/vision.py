@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends import graph
+from runtime.backends import Array, graph
 from runtime.backends.cuda.device import Device, HostMemory, Memory, Resource, to_format
 from runtime.backends.tensorrt.execution import Engine, Execution
 from runtime.backends.tensorrt.plan import Buffer, VisionLayout
 from runtime.images.frames import DevicePixels
-
-Array = npt.NDArray[Any]
 
 
 class Vision:
