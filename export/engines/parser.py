@@ -12,7 +12,7 @@ from pathlib import Path
 
 import onnx
 
-from export.passes.nodes import Known
+from export.passes.nodes import ValueInfo
 from plugins_trt.function import opset_of
 from plugins_trt.schema import DOMAIN
 from runtime.errors import BundleError
@@ -61,7 +61,7 @@ def check_graph(model: onnx.ModelProto, parser: Parser) -> None:
     title = f"the ONNX parser of TensorRT {parser.tensorrt}"
     if opset_of(model) > parser.opset:
         raise BundleError(f"{model.graph.name}: {title} reads opset {parser.opset}, the graph is of {opset_of(model)}")
-    known = Known.of(model)
+    known = ValueInfo.of(model)
     constants = {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
     constants |= {tensor.name for tensor in model.graph.initializer}
     for node in model.graph.node:

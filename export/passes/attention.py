@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import onnx
 
-from export.passes.nodes import Known, attributes, written
+from export.passes.nodes import ValueInfo, attributes, parse_nodes
 from runtime.backends.graph import PRESENT, UPDATE
 from runtime.errors import BundleError
 
@@ -75,7 +75,7 @@ _BODY = """
 """
 
 
-def split_caches(model: onnx.ModelProto, known: Known) -> None:
+def split_caches(model: onnx.ModelProto, known: ValueInfo) -> None:
     """Rewrites every pair of cache and attention, in place.
 
     Raises:
@@ -106,7 +106,7 @@ def split_caches(model: onnx.ModelProto, known: Known) -> None:
         if mask not in seen:
             seen[mask] = f"{mask}.seen"
             keys, queries = compared.input
-            nodes += written(
+            nodes += parse_nodes(
                 _SEEN, mask, mask=mask, keys=keys, queries=queries, write_indices=write_indices, new_key=new_key
             )
         heads, head_dim = known.sizes(query, 1, 3)
@@ -120,7 +120,7 @@ def split_caches(model: onnx.ModelProto, known: Known) -> None:
             lowest=_LOWEST,
             end=(1 << 63) - 1,
         )
-        nodes += written(
+        nodes += parse_nodes(
             body,
             node.name,
             query=query,
@@ -136,7 +136,7 @@ def split_caches(model: onnx.ModelProto, known: Known) -> None:
     _give_updates(graph, {name: node.input[1] for name, node in scatters.items()}, known)
 
 
-def _give_updates(graph: onnx.GraphProto, updates: dict[str, str], known: Known) -> None:
+def _give_updates(graph: onnx.GraphProto, updates: dict[str, str], known: ValueInfo) -> None:
     """Makes outputs of what was written into the caches, in place of the caches."""
     renamed = {}
     for output in graph.output:

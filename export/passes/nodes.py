@@ -16,14 +16,14 @@ OPSET = 20
 
 
 @dataclass(frozen=True)
-class Known:
+class ValueInfo:
     """Element types and shapes of the values of a graph, as strict shape inference found them."""
 
     types: Mapping[str, int]
     shapes: Mapping[str, tuple[int | str, ...]]
 
     @classmethod
-    def of(cls, model: onnx.ModelProto) -> Known:
+    def of(cls, model: onnx.ModelProto) -> ValueInfo:
         """Infers them; weights need not be there.
 
         Raises:
@@ -63,7 +63,7 @@ def _size(dimension: onnx.TensorShapeProto.Dimension) -> int | str:
     return dimension.dim_value if dimension.HasField("dim_value") else dimension.dim_param
 
 
-def written(text: str, prefix: str, **values: str) -> list[onnx.NodeProto]:
+def parse_nodes(text: str, prefix: str, **values: str) -> list[onnx.NodeProto]:
     """Nodes of ONNX text, one ``result = Operator <attributes> (values)`` a line.
 
     Args:

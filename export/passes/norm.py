@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx
 
-from export.passes.nodes import Known, attributes, written
+from export.passes.nodes import ValueInfo, attributes, parse_nodes
 
 _BODY = """
     wide = Cast <to = 1> (x)
@@ -24,7 +24,7 @@ _BODY = """
 """
 
 
-def decompose_norms(model: onnx.ModelProto, known: Known) -> None:
+def decompose_norms(model: onnx.ModelProto, known: ValueInfo) -> None:
     """Takes all of them apart, in place."""
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
@@ -34,6 +34,6 @@ def decompose_norms(model: onnx.ModelProto, known: Known) -> None:
         epsilon = attributes(node, ("epsilon",), axis=-1, stash_type=onnx.TensorProto.FLOAT)["epsilon"]
         x, weight = node.input
         body = _BODY.format(epsilon=epsilon, type=known.types[x])
-        nodes += written(body, node.name, x=x, weight=weight, y=node.output[0])
+        nodes += parse_nodes(body, node.name, x=x, weight=weight, y=node.output[0])
     del model.graph.node[:]
     model.graph.node.extend(nodes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx
 
-from export.passes.nodes import Known, attributes, written
+from export.passes.nodes import ValueInfo, attributes, parse_nodes
 from runtime.errors import BundleError
 
 _GIVEN = ("strides", "pads", "dilations", "kernel_shape")
@@ -27,7 +27,7 @@ _BODY = """
 """
 
 
-def unfold_patches(model: onnx.ModelProto, known: Known) -> None:
+def unfold_patches(model: onnx.ModelProto, known: ValueInfo) -> None:
     """Rewrites all of them, in place; the shape of a kernel changes in the graph, its bytes do not.
 
     Raises:
@@ -49,6 +49,6 @@ def unfold_patches(model: onnx.ModelProto, known: Known) -> None:
         sizes = {"channels": channels, "out": out, "k": k, "rows": height // k, "columns": width // k}
         body = _BODY.format(width=channels * k * k, **sizes)
         initializers[kernel].dims[:] = [out, channels * k * k]
-        nodes += written(body, node.name, x=x, kernel=kernel, bias=bias, y=node.output[0])
+        nodes += parse_nodes(body, node.name, x=x, kernel=kernel, bias=bias, y=node.output[0])
     del model.graph.node[:]
     model.graph.node.extend(nodes)

@@ -11,7 +11,7 @@ import onnx
 
 from export.passes.attention import split_caches
 from export.passes.constants import fold_constants
-from export.passes.nodes import OPSET, Known
+from export.passes.nodes import OPSET, ValueInfo
 from export.passes.norm import decompose_norms
 from export.passes.patches import unfold_patches
 from export.passes.rotary import decompose_rotary
@@ -34,7 +34,7 @@ def portable(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     made = onnx.ModelProto()
     made.CopyFrom(model)
-    known = Known.of(made)
+    known = ValueInfo.of(made)
     split_caches(made, known)
     decompose_rotary(made)
     decompose_norms(made, known)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx
 
-from export.passes.nodes import attributes, written
+from export.passes.nodes import attributes, parse_nodes
 
 _ROWS = """
     cos_rows = Gather <axis = 0> (cos, positions)
@@ -42,8 +42,8 @@ def decompose_rotary(model: onnx.ModelProto) -> None:
         x, cos, sin, positions = node.input
         if (cos, sin, positions) not in rows:
             rows[cos, sin, positions] = node.name
-            nodes += written(_ROWS, node.name, cos=cos, sin=sin, positions=positions)
+            nodes += parse_nodes(_ROWS, node.name, cos=cos, sin=sin, positions=positions)
         first = rows[cos, sin, positions]
-        nodes += written(_BODY, node.name, x=x, c=f"{first}.c", s=f"{first}.s", y=node.output[0])
+        nodes += parse_nodes(_BODY, node.name, x=x, c=f"{first}.c", s=f"{first}.s", y=node.output[0])
     del model.graph.node[:]
     model.graph.node.extend(nodes)
