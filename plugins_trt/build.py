@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,11 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from runtime.backends.cuda.driver import find_device
-from runtime.backends.plugin_library import LIBRARY, install_folder
+from runtime.backends.plugin_library import LIBRARY, VARIABLE, install_folder, is_checkout, plugin_library
 from runtime.console.console import Console
 from runtime.console.files import replaced
 from runtime.console.run import make_parser, run
-from runtime.errors import MonoedgeError, OptionError
+from runtime.errors import BackendError, MonoedgeError, OptionError
 
 _DESCRIPTION = """\
 Builds the TensorRT plugin library, which implements the custom operators of bundles, for the GPU of this machine
@@ -34,7 +35,9 @@ python -m plugins_trt.build is the same. The compute capability is written witho
 HEADERS = "kernel-lens==2.0.1"
 """A package that carries NVIDIA's Apache-2.0 headers of TensorRT 10.14."""
 
+_SOURCES = Path(__file__).parent
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "monoedge"
+_FETCHED = (_SOURCES.parent / "build" if is_checkout() else _CACHE) / "tensorrt_headers"
 CUDA = Path("/usr/local/cuda")
 """Where CUDA installs itself; JetPack leaves nvcc out of PATH."""
 
@@ -47,33 +50,43 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("plugins_trt.build", _DESCRIPTION)
     parser.add_argument("--arch", nargs="+", metavar="NN", help="GPUs to build for, or all (default: the GPU at hand)")
     parser.add_argument("--headers", type=Path, metavar="DIR", help="the folder of TensorRT's NvInferRuntime.h")
+    parser.add_argument("--fetch-headers", action="store_true", help=f"get these headers from the package {HEADERS}")
     parser.add_argument(
-        "--fetch-headers", action="store_true", help=f"install {HEADERS}, which has the headers, for this build only"
+        "-o",
+        "--output",
+        type=Path,
+        default=install_folder() / LIBRARY,
+        metavar="FILE",
+        help="the library to make (default: %(default)s)",
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=f"the library (default: …/{LIBRARY})")
     arguments = parser.parse_args(argv)
     architectures = _architectures(arguments.arch)
-    if arguments.headers is not None and not (arguments.headers / "NvInferRuntime.h").is_file():
-        raise OptionError(f"--headers {arguments.headers}: there is no NvInferRuntime.h in it")
-    nvcc = _require_programs()
-    console, output = Console(), (arguments.output or install_folder() / LIBRARY).expanduser().absolute()
-    if arguments.fetch_headers:
-        _fetch_headers(console)
-    options = [
-        f"-DCMAKE_CUDA_COMPILER={nvcc}",
-        *([] if architectures is None else [f"-DCMAKE_CUDA_ARCHITECTURES={architectures}"]),
-        f"-DMONOEDGE_FETCHED_HEADERS={_CACHE / 'tensorrt_headers'}",
-        *([] if arguments.headers is None else [f"-DMONOEDGE_TENSORRT_HEADERS={arguments.headers.absolute()}"]),
-    ]
+    headers = [f"-DMONOEDGE_FETCHED_HEADERS={_FETCHED}"]
+    if arguments.headers is not None:
+        if not (arguments.headers / "NvInferRuntime.h").is_file():
+            raise OptionError(f"--headers {arguments.headers}: there is no NvInferRuntime.h in it")
+        headers.append(f"-DMONOEDGE_TENSORRT_HEADERS={arguments.headers.absolute()}")
+    console, output = Console(), arguments.output.expanduser().absolute()
+    if output.is_dir():
+        raise OptionError(f"-o {arguments.output} is a folder, expected the file to make, as {output / LIBRARY}")
+    nvcc = _require_tools(None if arguments.fetch_headers else headers)
+    options = [f"-DCMAKE_CUDA_COMPILER={nvcc}", *headers]
+    if architectures is not None:
+        options.append(f"-DCMAKE_CUDA_ARCHITECTURES={architectures}")
+    names = "all GPUs" if architectures is None else f"SM {architectures.replace('-real', '').replace(';', ', ')}"
     try:
+        if arguments.fetch_headers:
+            _fetch_headers(console)
+        console.say(f"building the plugin library for {names}, which can take minutes")
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="monoedge-plugin-") as folder, replaced(output) as partial:
             build(Path(folder), options, console)
             shutil.copyfile(Path(folder) / LIBRARY, partial)
     except OSError as error:
-        raise MonoedgeError(f"{output} cannot be written: {error.strerror}") from None
-    names = "all GPUs" if architectures is None else f"SM {architectures.replace('-real', '').replace(';', ', ')}"
+        raise MonoedgeError(f"{error.filename or output} cannot be written: {error.strerror or error}") from None
     console.say(f"{output}: the plugin library for {names}, {output.stat().st_size / 1e6:.1f} MB")
+    if _found() != output:
+        console.say(f"so that the runtime uses this one: export {VARIABLE}={output}")
 
 
 def build(folder: Path, options: Sequence[str], console: Console) -> None:
@@ -89,17 +102,24 @@ def build(folder: Path, options: Sequence[str], console: Console) -> None:
     """
     log: list[str] = []
     with console.phases("building") as tell:
-        _run(["cmake", "-S", str(Path(__file__).parent), "-B", str(folder), *options], log, lambda line: None)
+        _run(["cmake", "-S", str(_SOURCES), "-B", str(folder), *options], folder, log, lambda line: None)
         _run(
             ["cmake", "--build", str(folder), "--parallel", str(os.cpu_count() or 1)],
+            folder,
             log,
             lambda line: tell(match[2], int(match[1]) / 100) if (match := _STEP.match(line)) else None,
         )
 
 
-def _run(command: Sequence[str], log: list[str], seen: Callable[[str], None]) -> None:
+def _run(command: Sequence[str], folder: Path, log: list[str], seen: Callable[[str], None]) -> None:
     with subprocess.Popen(  # noqa: S603 - our own options
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env={**os.environ, "TMPDIR": str(folder)},  # where compilers leave files when they are killed
+        start_new_session=True,  # so that its compilers end with it
     ) as process:
         assert process.stdout is not None  # noqa: S101 - a pipe, as started
         try:
@@ -107,7 +127,8 @@ def _run(command: Sequence[str], log: list[str], seen: Callable[[str], None]) ->
                 log.append(line)
                 seen(line)
         except BaseException:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
+            process.stdout.read()  # ends when the last of them has
             raise
     if process.returncode:
         file = _CACHE / "plugin-build.log"
@@ -121,8 +142,6 @@ def _reason(log: Sequence[str]) -> str:
     for index, line in enumerate(log):
         if line.startswith("CMake Error"):
             words = [item.strip() for item in log[index + 1 : index + 16]]
-            if "NvInferRuntime.h" in " ".join(words):
-                return "TensorRT's headers (NvInferRuntime.h) are not here: add --headers DIR, or --fetch-headers"
             return " ".join(filter(None, words[: _end(words)]))
         if "error" in line.lower():
             return line.strip()
@@ -150,11 +169,15 @@ def _architectures(named: Sequence[str] | None) -> str | None:
     wrong = [name for name in named if not re.fullmatch(r"\d{2,3}", name)]
     if wrong:
         raise OptionError(f"--arch {wrong[0]}: expected a compute capability without its dot, as 87 for 8.7, or all")
-    return ";".join(f"{name}-real" for name in named)
+    return ";".join(f"{name}-real" for name in dict.fromkeys(named))
 
 
-def _require_programs() -> Path:
-    """Finds nvcc; raises with everything that is missing at once."""
+def _require_tools(headers: Sequence[str] | None) -> Path:
+    """Finds nvcc; raises with everything that is missing at once.
+
+    Args:
+        headers: options of CMake that say where TensorRT's headers may be; None where they are fetched later.
+    """
     nvcc = next(_nvcc(), None)
     missing = [] if nvcc else ["nvcc, of CUDA 12.6 or later (install CUDA, or set CUDACXX or CUDA_HOME)"]
     if shutil.which("c++") is None and shutil.which("g++") is None:
@@ -163,6 +186,11 @@ def _require_programs() -> Path:
         got = "" if version is None else f", this is {'.'.join(map(str, version))}"
         missing.append(
             f"CMake {'.'.join(map(str, _OLDEST_CMAKE))} or later{got} (apt install cmake, or pip install cmake)"
+        )
+    elif headers is not None and _said(["cmake", *headers, "-P", str(_SOURCES / "headers.cmake")]) is None:
+        missing.append(
+            "TensorRT's headers, NvInferRuntime.h (install TensorRT, name their folder with --headers DIR, or add "
+            "--fetch-headers)"
         )
     if missing or nvcc is None:
         raise MonoedgeError(f"the plugin library needs what is not here: {'; '.join(missing)}")
@@ -179,20 +207,33 @@ def _nvcc() -> Iterator[Path]:
 
 
 def _cmake_version() -> tuple[int, ...] | None:
-    try:
-        said = subprocess.run(["cmake", "--version"], capture_output=True, text=True, check=False).stdout  # noqa: S607
-    except OSError:
-        return None
-    match = re.search(r"(\d+)\.(\d+)", said)
+    match = re.search(r"(\d+)\.(\d+)", _said(["cmake", "--version"]) or "")
     return (int(match[1]), int(match[2])) if match else None
 
 
+def _said(command: Sequence[str]) -> str | None:
+    """What a program says; None where it fails or is not here."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603 - our own words
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _found() -> Path | None:
+    """The library that the runtime uses now."""
+    try:
+        return plugin_library()
+    except BackendError:
+        return None
+
+
 def _fetch_headers(console: Console) -> None:
-    target = _CACHE / "tensorrt_headers"
-    if (target / "kernel_lens/include/tensorrt/NvInferRuntime.h").is_file():
+    if (_FETCHED / "kernel_lens/include/tensorrt/NvInferRuntime.h").is_file():
         return
-    console.say(f"installing {HEADERS} into {target}")
-    with replaced(target) as partial:
+    console.say(f"installing {HEADERS} in {_FETCHED}")
+    shutil.rmtree(_FETCHED, ignore_errors=True)
+    _FETCHED.parent.mkdir(parents=True, exist_ok=True)
+    with replaced(_FETCHED) as partial:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(partial), HEADERS]
         result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own words
         if result.returncode:

@@ -47,13 +47,14 @@ def plugin_library() -> Path:
 
 def install_folder() -> Path:
     """Where a library that is built here belongs: the first place looked through that can be written to."""
-    if _is_checkout():
+    if is_checkout():
         return _CHECKOUT / "build"
     shared = Path(sys.prefix) / "lib"
     return shared if os.access(shared, os.W_OK) else _user_folder()
 
 
-def _is_checkout() -> bool:
+def is_checkout() -> bool:
+    """Whether monoedge runs from a checkout, where builds go to ``build/``."""
     return (_CHECKOUT / "CMakeLists.txt").is_file()
 
 
@@ -62,7 +63,7 @@ def _user_folder() -> Path:
 
 
 def _places() -> Iterator[Path]:
-    if _is_checkout():
+    if is_checkout():
         yield _CHECKOUT / "build"
     yield _CHECKOUT / "plugins_trt"
     yield Path(sys.prefix) / "lib"

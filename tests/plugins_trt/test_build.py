@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from plugins_trt.build import main
+from runtime.backends.plugin_library import VARIABLE
 from runtime.errors import MonoedgeError, OptionError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +48,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sources(root: Path) -> set[str]:
     """What the plugin is made of, by path from the root."""
     folder = root / "plugins_trt"
-    files = {path for path in folder.rglob("*") if path.suffix in {".cu", ".cuh", ".h", ".cpp", ".map"}}
+    files = {path for path in folder.rglob("*") if path.suffix in {".cu", ".cuh", ".h", ".cpp", ".map", ".cmake"}}
     return {str(path.relative_to(root)) for path in (*files, folder / "CMakeLists.txt")}
 
 
@@ -73,10 +77,15 @@ def test_sdist_carries_what_the_plugin_is_made_of(packed: Path) -> None:
     assert sources(ROOT) | {"CMakeLists.txt", "pyproject.toml", "LICENSE"} <= names
 
 
-def test_plugin_from_an_unpacked_wheel(packed: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def tools() -> None:
     for program in ("cmake", "nvcc"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed, which builds the plugin library")
+
+
+@pytest.mark.usefixtures("tools")
+def test_plugin_from_an_unpacked_wheel(packed: Path, tmp_path: Path) -> None:
     if not HEADERS.is_dir():
         pytest.skip("TensorRT's headers are not here; this fetches them: make build/tensorrt_headers")
     (wheel,) = packed.glob("*.whl")
@@ -87,6 +96,7 @@ def test_plugin_from_an_unpacked_wheel(packed: Path, tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=tmp_path / "site", capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert f"{library}: the plugin library for SM 120" in result.stderr
+    assert f"export {VARIABLE}={library}\n" in result.stderr
     assert [path.name for path in library.parent.iterdir()] == [library.name]
     count = ctypes.c_int32()
     assert ctypes.CDLL(str(library)).getCreators(ctypes.byref(count))
@@ -117,16 +127,123 @@ def test_all_that_is_missing_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tm
     assert "\n" not in message
 
 
+def test_output_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"is a folder, expected the file to make"):
+        main(["--arch", "89", "-o", str(tmp_path)])
+
+
 def test_headers_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"there is no NvInferRuntime.h in it"):
         main(["--arch", "89", "--headers", str(tmp_path)])
 
 
+def test_missing_headers_are_told_with_the_rest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cmake = shutil.which("cmake")
+    if cmake is None:
+        pytest.skip("cmake is not installed, which looks for the headers")
+    if any(Path("/usr").glob("include/*/NvInferRuntime.h")) or Path("/usr/local/tensorrt").exists():
+        pytest.skip("TensorRT is installed here, with its headers")
+    (tmp_path / "cmake").symlink_to(Path(cmake).resolve())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for variable in ("CUDACXX", "CUDA_HOME", "TENSORRT_ROOT"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("plugins_trt.build.CUDA", tmp_path)
+    monkeypatch.setattr("plugins_trt.build._FETCHED", tmp_path / "fetched")
+    with pytest.raises(MonoedgeError) as caught:
+        main(["--arch", "89"])
+    message = str(caught.value)
+    assert all(word in message for word in ("nvcc", "a C++ compiler", "NvInferRuntime.h", "--fetch-headers"))
+    assert "CMake" not in message
+    # A folder that has them is found.
+    folder = tmp_path / "fetched/kernel_lens/include/tensorrt"
+    folder.mkdir(parents=True)
+    (folder / "NvInferRuntime.h").touch()
+    with pytest.raises(MonoedgeError) as caught:
+        main(["--arch", "89"])
+    assert "NvInferRuntime.h" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("tools")
+def test_an_architecture_that_nvcc_does_not_know(tmp_path: Path) -> None:
+    (tmp_path / "NvInferRuntime.h").touch()
+    with pytest.raises(MonoedgeError, match=r"asks for 35, this nvcc knows \d+"):
+        main(["--arch", "35", "--headers", str(tmp_path), "-o", str(tmp_path / "library.so")])
+
+
+@pytest.mark.usefixtures("tools")
+def test_fetched_headers_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From a folder of packages in the place of the index, first an empty one; architectures are looked at later."""
+    packages, fetched = tmp_path / "packages", tmp_path / "cache/fetched"
+    packages.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(packages))
+    monkeypatch.setattr("plugins_trt.build._FETCHED", fetched)
+    command = ["--arch", "35", "-o", str(tmp_path / "library.so")]
+    with pytest.raises(MonoedgeError, match=r"^kernel-lens==2.0.1 cannot be installed: [^\n]+$"):
+        main([*command, "--fetch-headers"])
+    assert list(fetched.parent.iterdir()) == []
+
+    with zipfile.ZipFile(packages / "kernel_lens-2.0.1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("kernel_lens/include/tensorrt/NvInferRuntime.h", "")
+        metadata = {
+            "METADATA": "Metadata-Version: 2.1\nName: kernel-lens\nVersion: 2.0.1\n",
+            "WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            "RECORD": "",
+        }
+        for name, text in metadata.items():
+            wheel.writestr(f"kernel_lens-2.0.1.dist-info/{name}", text)
+    with pytest.raises(MonoedgeError, match="asks for 35"):
+        main([*command, "--fetch-headers"])
+    shutil.rmtree(packages)
+    for again in ([*command, "--fetch-headers"], command):
+        with pytest.raises(MonoedgeError, match="asks for 35"):
+            main(again)
+
+
+@pytest.mark.usefixtures("tools")
+def test_a_build_that_is_ended_leaves_nothing(tmp_path: Path) -> None:
+    """No file, and no compiler that works on."""
+    if not HEADERS.is_dir():
+        pytest.skip("TensorRT's headers are not here; this fetches them: make build/tensorrt_headers")
+    work, out = tmp_path / "work", tmp_path / "out"
+    work.mkdir()
+
+    def compilers() -> list[bytes]:
+        lines = []
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                lines.append(file.read_bytes())
+            except OSError:  # it ended
+                continue
+        return [line for line in lines if str(work).encode() in line and b"experts.cu" in line]
+
+    command = [
+        sys.executable,
+        "-m",
+        "plugins_trt.build",
+        "--arch",
+        "89",
+        "--headers",
+        HEADERS,
+        "-o",
+        out / "library.so",
+    ]
+    environment = {**os.environ, "TMPDIR": str(work)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while not compilers():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 143
+    while compilers():  # killed, and gone soon
+        time.sleep(0.05)
+    assert list(work.iterdir()) == []
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.usefixtures("tools")
 def test_a_build_that_fails_leaves_nothing_and_names_its_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Headers that are none of TensorRT's: CMake finds them, the compiler refuses."""
-    for program in ("cmake", "nvcc"):
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed, which builds the plugin library")
     monkeypatch.setattr("plugins_trt.build._CACHE", tmp_path / "cache")
     (tmp_path / "headers").mkdir()
     (tmp_path / "headers/NvInferRuntime.h").write_text("#error this is not TensorRT\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from runtime.backends import plugin_library as module
-from runtime.backends.plugin_library import LIBRARY, VARIABLE, plugin_library
+from runtime.backends.plugin_library import LIBRARY, VARIABLE, install_folder, plugin_library
 from runtime.errors import BackendError
 
 
@@ -21,6 +21,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(module, "_CHECKOUT", checkout)
     monkeypatch.setattr(module, "_SYSTEM", (tmp_path / "lib",))
     monkeypatch.setattr("sys.prefix", str(tmp_path / "venv"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
     monkeypatch.delenv(VARIABLE, raising=False)
     return folder
 
@@ -32,7 +33,8 @@ def place(folder: Path) -> Path:
 
 
 def test_order(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for folder in (tmp_path / "lib", tmp_path / "venv/lib", package, package.parent / "build"):
+    own = tmp_path / "home/monoedge"
+    for folder in (tmp_path / "lib", own, tmp_path / "venv/lib", package, package.parent / "build"):
         expected = place(folder)
         assert plugin_library() == expected
     named = tmp_path / "mine.so"
@@ -46,6 +48,18 @@ def test_build_folder_counts_in_a_checkout_only(package: Path) -> None:
     (package.parent / "CMakeLists.txt").unlink()
     with pytest.raises(BackendError):
         plugin_library()
+
+
+@pytest.mark.parametrize("place_of", ["checkout", "environment", "person"])
+def test_what_is_built_is_found(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place_of: str) -> None:
+    """In a checkout, in an environment that can be written to, and in the system's Python."""
+    if place_of != "checkout":
+        (package.parent / "CMakeLists.txt").unlink()
+    if place_of == "environment":
+        (tmp_path / "venv/lib").mkdir(parents=True)
+    expected = {"checkout": package.parent / "build", "environment": tmp_path / "venv/lib"}
+    assert install_folder() == expected.get(place_of, tmp_path / "home/monoedge")
+    assert place(install_folder()) == plugin_library()
 
 
 def test_nowhere(package: Path) -> None:
