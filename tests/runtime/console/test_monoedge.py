@@ -68,4 +68,4 @@ def test_it_is_light() -> None:
         "import sys, runtime.console.monoedge; print([m for m in ('torch', 'onnx', 'onnxruntime') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.stdout == "set()\n", result.stderr
+    assert result.stdout == "[]\n", result.stderr
