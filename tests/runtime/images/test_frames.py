@@ -290,7 +290,7 @@ def test_an_older_library_says_how_to_build_it(tmp_path: Path, monkeypatch: pyte
     old.write_bytes(b"no library")
     monkeypatch.setenv("MONOEDGE_PLUGIN_LIBRARY", str(old))
     with pytest.raises(
-        runtime.BackendError, match=r'old.so cannot resize pictures .*: build it again with "monoedge plugin"'
+        runtime.BackendError, match=r"old.so cannot resize pictures .*: build it again with: monoedge plugin"
     ):
         open_resize()
 
