@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> None:
     """Calibrates, compares or inspects, as the command line says; by default that of this process."""
     arguments = read_options(argv)
-    need("onnx", "ml_dtypes", "matplotlib", "threadpoolctl")
+    need("onnx", "onnx_ir", "ml_dtypes", "matplotlib", "threadpoolctl")
     if arguments.inspect is not None:
         from calibration.observed.inspect import inspect
 

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _add_options(parser)
     arguments = parser.parse_args(argv)
 
-    need("onnx")
+    need("onnx", "onnx_ir")
     from export.engines import build as engine_build
     from export.engines import trtexec as engine_trtexec
     from export.engines.plan import Options, check_bundle, check_chip, check_lengths, plans

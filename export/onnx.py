@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = ExportOptions(
         arguments.dtype, arguments.max_length, arguments.target, arguments.weights, arguments.overwrite
     )
-    need("torch", "onnx", "onnxscript", "safetensors", "huggingface_hub")
+    need("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub")
 
     from export.bundle import export_bundle
     from export.checkpoint.reader import Checkpoint, locate

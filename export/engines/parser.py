@@ -11,20 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 
-from export.passes.nodes import ValueInfo
+from export.passes.nodes import infer_types
 from plugins_trt.function import opset_of
 from plugins_trt.schema import DOMAIN
 from runtime.errors import BundleError
 
-_TYPES: dict[int, str] = {
-    onnx.TensorProto.FLOAT: "FP32",
-    onnx.TensorProto.FLOAT16: "FP16",
-    onnx.TensorProto.BFLOAT16: "BF16",
-    onnx.TensorProto.INT64: "INT64",
-    onnx.TensorProto.INT32: "INT32",
-    onnx.TensorProto.INT8: "INT8",
-    onnx.TensorProto.BOOL: "BOOL",
+_TYPES = {
+    "FLOAT": "FP32",
+    "FLOAT16": "FP16",
+    "BFLOAT16": "BF16",
+    "INT64": "INT64",
+    "INT32": "INT32",
+    "INT8": "INT8",
+    "BOOL": "BOOL",
 }
 
 
@@ -61,10 +62,7 @@ def check_graph(model: onnx.ModelProto, parser: Parser) -> None:
     title = f"the ONNX parser of TensorRT {parser.tensorrt}"
     if opset_of(model) > parser.opset:
         raise BundleError(f"{model.graph.name}: {title} reads opset {parser.opset}, the graph is of {opset_of(model)}")
-    known = ValueInfo.of(model)
-    constants = {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
-    constants |= {tensor.name for tensor in model.graph.initializer}
-    for node in model.graph.node:
+    for node in infer_types(model).graph:
         if node.domain == DOMAIN:
             continue
         what = f"{model.graph.name}, {node.name}: {title}"
@@ -72,11 +70,13 @@ def check_graph(model: onnx.ModelProto, parser: Parser) -> None:
             domain = f" of domain {node.domain}" if node.domain else ""
             raise BundleError(f"{what} does not have {node.op_type}{domain}: export the bundle again")
         # Of quantization, the types listed are those of what is quantized, not of scales and zero points.
-        typed = node.input[:1] if node.op_type in ("QuantizeLinear", "DequantizeLinear") else node.input
-        for name in filter(None, typed):
-            kind = _TYPES.get(known.types[name]) or onnx.TensorProto.DataType.Name(known.types[name])
+        typed = node.inputs[:1] if node.op_type in ("QuantizeLinear", "DequantizeLinear") else node.inputs
+        for value in filter(None, typed):
+            name = "" if value.dtype is None else value.dtype.name
+            kind = _TYPES.get(name, name)
             if kind not in parser.operators[node.op_type]:
                 raise BundleError(f"{what} has {node.op_type} for no {kind}: export the bundle again")
         axes = parser.constant_axes.get(node.op_type)
-        if axes is not None and axes < len(node.input) and node.input[axes] not in constants:
+        given = node.inputs[axes] if axes is not None and axes < len(node.inputs) else None
+        if given is not None and ir.convenience.get_const_tensor(given) is None:
             raise BundleError(f"{what} takes {node.op_type} with constant axes only: export the bundle again")

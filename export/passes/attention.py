@@ -14,11 +14,10 @@ Heads are grouped by a reshape of the query, so that no key or value is repeated
 
 from __future__ import annotations
 
-import onnx
+import onnx_ir as ir
 
-from export.passes.nodes import ValueInfo, attributes, parse_nodes
+from export.passes.nodes import attributes, inputs, insert_before, parse_body, producer, replace, sizes, strange
 from runtime.backends.graph import PRESENT, UPDATE
-from runtime.errors import BundleError
 
 _LOWEST = -3.4028234663852886e38
 """Of float32. Nothing lower is needed: a query sees its own key at least."""
@@ -58,7 +57,7 @@ _BODY = """
     lowest = Constant <value = float {{{lowest!r}}}> ()
     open = Where (seen, scores, lowest)
     weights = Softmax <axis = -1> (open)
-    narrow = Cast <to = {type}> (weights)
+    narrow = Cast <to = {type:d}> (weights)
     by_group = Constant <value = int64[4] {{0, {kv_heads}, -1, 0}}> ()
     shares = Reshape (narrow, by_group)
     zero = Constant <value = int64[1] {{0}}> ()
@@ -75,83 +74,52 @@ _BODY = """
 """
 
 
-def split_caches(model: onnx.ModelProto, known: ValueInfo) -> None:
-    """Rewrites every pair of cache and attention, in place.
+class SplitCaches(ir.passes.InPlacePass):
+    """Rewrites every pair of cache and attention."""
 
-    Raises:
-        BundleError: a cache that is used otherwise, or a mask of another form.
-    """
-    graph = model.graph
-    made_by = {output: node for node in graph.node for output in node.output}
-    scatters = {node.output[0]: node for node in graph.node if node.op_type == "TensorScatter"}
-    nodes: list[onnx.NodeProto] = []
-    seen: dict[str, str] = {}
-    for node in graph.node:
-        if node.op_type == "TensorScatter":
-            attributes(node, (), axis=2, mode="linear")
-            continue
-        if node.op_type != "Attention":
-            if any(name in scatters for name in node.input):
-                raise _strange(node)
-            nodes.append(node)
-            continue
-        query, key, value, mask = node.input
-        compared = made_by.get(mask)
-        if key not in scatters or value not in scatters or compared is None or compared.op_type != "LessOrEqual":
-            raise _strange(node)
-        past_key, new_key, write_indices = scatters[key].input
-        past_value, new_value, other = scatters[value].input
-        if other != write_indices:
-            raise _strange(node)
-        if mask not in seen:
-            seen[mask] = f"{mask}.seen"
-            keys, queries = compared.input
-            nodes += parse_nodes(
-                _SEEN, mask, mask=mask, keys=keys, queries=queries, write_indices=write_indices, new_key=new_key
-            )
-        heads, head_dim = known.sizes(query, 1, 3)
-        (kv_heads,) = known.sizes(past_key, 1)
-        body = _BODY.format(
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            scale=attributes(node, ("scale",))["scale"],
-            type=known.types[query],
-            lowest=_LOWEST,
-            end=(1 << 63) - 1,
-        )
-        nodes += parse_nodes(
-            body,
-            node.name,
-            query=query,
-            seen=seen[mask],
-            past_key=past_key,
-            past_value=past_value,
-            new_key=new_key,
-            new_value=new_value,
-            y=node.output[0],
-        )
-    del graph.node[:]
-    graph.node.extend(nodes)
-    _give_updates(graph, {name: node.input[1] for name, node in scatters.items()}, known)
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Needs the types and shapes of values.
+
+        Raises:
+            BundleError: a cache that is used otherwise, or a mask of another form.
+        """
+        outputs = model.graph.outputs
+        scatters = [node for node in model.graph if node.op_type == "TensorScatter"]
+        for scatter in scatters:
+            attributes(scatter, [], axis=2, mode="linear")
+        seen: dict[ir.Value, ir.Value] = {}
+        for node in [node for node in model.graph if node.op_type == "Attention"]:
+            _split(node, seen)
+        for scatter in scatters:
+            (present,), (_, update, _) = scatter.outputs, inputs(scatter, 3)
+            if present.uses():
+                raise strange(present.consumers()[0])
+            if present.is_graph_output():
+                update.name = UPDATE + str(present.name).removeprefix(PRESENT)
+                outputs[outputs.index(present)] = update
+        return ir.passes.PassResult(model, bool(scatters))
 
 
-def _give_updates(graph: onnx.GraphProto, updates: dict[str, str], known: ValueInfo) -> None:
-    """Makes outputs of what was written into the caches, in place of the caches."""
-    renamed = {}
-    for output in graph.output:
-        if output.name in updates:
-            name = UPDATE + output.name.removeprefix(PRESENT)
-            update = updates[output.name]
-            renamed[update] = name
-            shape = known.shapes[update]
-            output.CopyFrom(onnx.helper.make_tensor_value_info(name, known.types[update], shape))
-    for node in graph.node:
-        for names in (node.input, node.output):
-            names[:] = [renamed.get(name, name) for name in names]
-
-
-def _strange(node: onnx.NodeProto) -> BundleError:
-    return BundleError(
-        f"{node.op_type} {node.name} is not attention over caches as this monoedge exports it: export the bundle again"
+def _split(node: ir.Node, seen: dict[ir.Value, ir.Value]) -> None:
+    """Rewrites one; ``seen`` has the new mask of each mask, for all layers."""
+    query, key, value, mask = inputs(node, 4)
+    keys, queries = inputs(producer(mask, "LessOrEqual", node), 2)
+    past_key, new_key, write_indices = inputs(producer(key, "TensorScatter", node), 3)
+    past_value, new_value, other = inputs(producer(value, "TensorScatter", node), 3)
+    if other is not write_indices:
+        raise strange(node)
+    if mask not in seen:
+        body = parse_body("(mask, keys, queries, write_indices, new_key) => (seen)", _SEEN)
+        (seen[mask],) = insert_before(node, body, [mask, keys, queries, write_indices, new_key], str(mask.name))
+    heads, head_dim = sizes(query, 1, 3)
+    text = _BODY.format(
+        heads=heads,
+        kv_heads=sizes(past_key, 1)[0],
+        head_dim=head_dim,
+        scale=attributes(node, ["scale"])["scale"],
+        type=query.dtype,
+        lowest=_LOWEST,
+        end=(1 << 63) - 1,
     )
+    body = parse_body("(query, seen, past_key, past_value, new_key, new_value) => (y)", text)
+    replace(node, body, [query, seen[mask], past_key, past_value, new_key, new_value])

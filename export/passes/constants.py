@@ -1,4 +1,4 @@
-"""Nodes of constants alone → the constant that they make; then what nobody uses is taken out.
+"""Nodes of constants alone → the constant that they make.
 
 Rule: ``Constant`` nodes and what follows from them only, never weights. The exporter writes ``Slice`` with axes that
 are a ``Reshape`` of a constant, where older parsers take nothing but a constant.
@@ -6,31 +6,31 @@ are a ``Reshape`` of a constant, where older parsers take nothing but a constant
 
 from __future__ import annotations
 
-import numpy as np
-import onnx
-from onnx import numpy_helper
+from typing import Any
+
+import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 
-def fold_constants(model: onnx.ModelProto) -> None:
-    """Computes them, in place."""
-    graph = model.graph
-    values: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = {}
-    nodes = []
-    for node in graph.node:
-        if node.domain or not all(name in values for name in node.input) or len(node.output) != 1:
-            nodes.append(node)
-            continue
-        (name,) = node.output
-        (value,) = ReferenceEvaluator(node).run(None, {given: values[given] for given in node.input})
-        values[name] = np.asarray(value)
-        made = numpy_helper.from_array(values[name], name)
-        nodes.append(node if not node.input else onnx.helper.make_node("Constant", [], [name], node.name, value=made))
-    used = {output.name for output in graph.output}
-    kept = []
-    for node in reversed(nodes):
-        if used.intersection(node.output):
-            used.update(node.input)
-            kept.append(node)
-    del graph.node[:]
-    graph.node.extend(reversed(kept))
+class FoldConstants(ir.passes.InPlacePass):
+    """Computes them; the constants that they are made of stay."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Takes nodes in the order of the graph, so that what is made of folded ones is folded too."""
+        folded = 0
+        for node in model.graph:
+            sources = [value.producer() for value in node.inputs if value is not None]
+            constants = [source for source in sources if source is not None and source.op_type == "Constant"]
+            if node.domain or not constants or len(constants) < len(node.inputs) or len(node.outputs) > 1:
+                continue
+            given = {str(constant.outputs[0].name): _compute(constant, {}) for constant in constants}
+            value = ir.tensor(_compute(node, given), name=node.outputs[0].name)
+            made = ir.node("Constant", [], {"value": value}, name=node.name)
+            ir.convenience.replace_nodes_and_values(model.graph, node, [node], [made], node.outputs, made.outputs)
+            folded += 1
+        return ir.passes.PassResult(model, bool(folded))
+
+
+def _compute(node: ir.Node, given: dict[str, Any]) -> Any:  # noqa: ANN401 - an array
+    (result,) = ReferenceEvaluator(ir.to_proto(node)).run(None, given)
+    return result

@@ -1,13 +1,13 @@
-"""What passes share: nodes written as ONNX text, and what is known of a graph's values."""
+"""What passes share: ONNX text in place of nodes, and what is known of nodes and values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import onnx
-import onnx.parser
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from runtime.errors import BundleError
 
@@ -15,81 +15,131 @@ OPSET = 20
 """Opset of portable graphs: TensorRT 10.3 reads up to it, ONNX Runtime from 1.17 on."""
 
 
-@dataclass(frozen=True)
-class ValueInfo:
-    """Element types and shapes of the values of a graph, as strict shape inference found them."""
+def infer_types(model: onnx.ModelProto) -> ir.Model:
+    """Returns a model whose values have the types and shapes that strict shape inference finds; no weights are read.
 
-    types: Mapping[str, int]
-    shapes: Mapping[str, tuple[int | str, ...]]
-
-    @classmethod
-    def of(cls, model: onnx.ModelProto) -> ValueInfo:
-        """Infers them; weights need not be there.
-
-        Raises:
-            BundleError: the graph contradicts itself.
-        """
-        try:
-            graph = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True).graph
-        except onnx.shape_inference.InferenceError as error:
-            raise BundleError(
-                f'the graph "{model.graph.name}" does not pass shape inference: {str(error).splitlines()[0]}'
-            ) from None
-        values = (*graph.input, *graph.value_info, *graph.output)
-        tensors = {value.name: value.type.tensor_type for value in values}
-        initializers = {tensor.name: tensor for tensor in graph.initializer}
-        return cls(
-            {name: tensor.elem_type for name, tensor in tensors.items()}
-            | {name: tensor.data_type for name, tensor in initializers.items()},
-            {name: tuple(_size(dim) for dim in tensor.shape.dim) for name, tensor in tensors.items()}
-            | {name: tuple(tensor.dims) for name, tensor in initializers.items()},
-        )
-
-    def sizes(self, name: str, *axes: int) -> tuple[int, ...]:
-        """Some of a value's dimensions, which have to be numbers.
-
-        Raises:
-            BundleError: one is not.
-        """
-        shape = self.shapes.get(name, ())
-        sizes = tuple(shape[axis] for axis in axes if axis < len(shape))
-        numbers = tuple(size for size in sizes if isinstance(size, int))
-        if len(numbers) != len(axes):
-            raise BundleError(f'"{name}" has no fixed sizes in the dimensions {axes}: export the bundle again')
-        return numbers
-
-
-def _size(dimension: onnx.TensorShapeProto.Dimension) -> int | str:
-    return dimension.dim_value if dimension.HasField("dim_value") else dimension.dim_param
-
-
-def parse_nodes(text: str, prefix: str, **values: str) -> list[onnx.NodeProto]:
-    """Nodes of ONNX text, one ``result = Operator <attributes> (values)`` a line.
-
-    Args:
-        text: the lines.
-        prefix: goes before the names of all nodes, and of the values that are not in ``values``.
-        values: names in the text that stand for values of the graph.
+    Raises:
+        BundleError: the graph contradicts itself.
     """
-    function = onnx.parser.parse_function(f'<opset_import: ["" : {OPSET}], domain: "text"> text () => () {{{text}}}')
-    for node in function.node:
-        node.name = f"{prefix}.{node.output[0]}"
-        for names in (node.input, node.output):
-            names[:] = [values.get(name, f"{prefix}.{name}") for name in names]
-    return list(function.node)
+    try:
+        return ir.from_proto(
+            onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+        )
+    except onnx.shape_inference.InferenceError as error:
+        raise BundleError(
+            f'the graph "{model.graph.name}" does not pass shape inference: {str(error).splitlines()[0]}'
+        ) from None
 
 
-def attributes(node: onnx.NodeProto, wanted: tuple[str, ...], **fixed: int | str) -> dict[str, Any]:
-    """The attributes of these names that a node has.
+def sizes(value: ir.Value, *axes: int) -> list[int]:
+    """Returns some of a value's dimensions, which have to be numbers.
+
+    Raises:
+        BundleError: one is not.
+    """
+    shape = value.shape or ()
+    numbers = [size for axis in axes if axis < len(shape) and isinstance(size := shape[axis], int)]
+    if len(numbers) != len(axes):
+        raise BundleError(f'"{value.name}" has no fixed sizes in the dimensions {axes}: export the bundle again')
+    return numbers
+
+
+def inputs(node: ir.Node, count: int) -> list[ir.Value]:
+    """Returns the inputs of a node, which have to be that many.
+
+    Raises:
+        BundleError: they are not.
+    """
+    values = [value for value in node.inputs if value is not None]
+    if not len(values) == len(node.inputs) == count:
+        raise BundleError(f"{node.op_type} {node.name} should have {count} inputs: export the bundle again")
+    return values
+
+
+def producer(value: ir.Value | None, op_type: str, attention: ir.Node) -> ir.Node:
+    """Returns the node that makes a value, which leads to an attention.
+
+    Raises:
+        BundleError: it is not of that type, so that the attention is not one that monoedge exports.
+    """
+    node = None if value is None else value.producer()
+    if node is None or node.op_type != op_type:
+        raise strange(attention)
+    return node
+
+
+def strange(node: ir.Node) -> BundleError:
+    """Returns the error of an attention, or of its cache, that has another form than those that monoedge exports."""
+    return BundleError(
+        f"{node.op_type} {node.name} is not attention over caches as this monoedge exports it: export the bundle again"
+    )
+
+
+def attributes(node: ir.Node, wanted: Sequence[str], **fixed: int | str) -> dict[str, Any]:
+    """Returns the attributes of these names that a node has.
 
     Raises:
         BundleError: it has another one, or one that is ``fixed`` with another value: a pass would lose it.
     """
-    given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    given = {name: attribute.value for name, attribute in node.attributes.items()}
     for name, value in given.items():
-        got = value.decode() if isinstance(value, bytes) else value
-        if name not in wanted and (name not in fixed or got != fixed[name]):
+        if name not in wanted and (name not in fixed or value != fixed[name]):
             raise BundleError(
-                f"{node.op_type} {node.name} has {name} = {got}, which is not known: export the bundle again"
+                f"{node.op_type} {node.name} has {name} = {value}, which is not known: export the bundle again"
             )
     return {name: value for name, value in given.items() if name in wanted}
+
+
+def parse_body(signature: str, text: str) -> onnx.FunctionProto:
+    """Returns a function of ONNX text.
+
+    Args:
+        signature: ``(inputs) => (outputs)``.
+        text: one ``result = Operator <attributes> (values)`` a line.
+    """
+    return onnx.parser.parse_function(f'<opset_import: ["" : {OPSET}], domain: "text"> text {signature} {{{text}}}')
+
+
+def insert_before(
+    place: ir.Node, body: onnx.FunctionProto, given: Sequence[ir.Value], prefix: str | None
+) -> list[ir.Value]:
+    """Inserts the nodes of a function, applied to some values, and returns its outputs.
+
+    Args:
+        place: the node before which they go; attributes that the body refers to are its.
+        body: the function.
+        given: its inputs.
+        prefix: goes before the names of all its nodes and values, with a dot.
+    """
+    function = ir.serde.deserialize_function(body)
+    for parameter, value in zip(function.inputs, given, strict=True):
+        parameter.replace_all_uses_with(value)
+    outputs, nodes = list(function.outputs), list(function)
+    function.outputs.clear()
+    function.remove(nodes)
+    for node in nodes:
+        node.name = f"{prefix}.{node.outputs[0].name}"
+        for value in node.outputs:
+            value.name = f"{prefix}.{value.name}"
+        references = {name: item.ref_attr_name for name, item in node.attributes.items() if item.ref_attr_name}
+        for name, reference in references.items():
+            source = place.attributes[reference]
+            node.attributes[name] = ir.Attr(name, source.type, source.value)
+    place.prepend(nodes)
+    return outputs
+
+
+def replace(node: ir.Node, body: onnx.FunctionProto, given: Sequence[ir.Value]) -> None:
+    """Puts the nodes of a function in place of a node; they are named after it."""
+    outputs = insert_before(node, body, given, node.name)
+    assert node.graph is not None  # noqa: S101 - passes see nodes of graphs alone
+    ir.convenience.replace_nodes_and_values(node.graph, node, [node], [], node.outputs, outputs)
+
+
+def remove_unused(model: ir.Model) -> None:
+    """Removes what leads to no output: nodes, initializers and inputs."""
+    RemoveUnusedNodesPass()(model)
+    graph = model.graph
+    for value in [value for value in graph.inputs if not value.uses()]:
+        graph.inputs.remove(value)
+        graph.initializers.pop(str(value.name), None)

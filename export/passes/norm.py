@@ -6,9 +6,11 @@ the weight. That is the order of the official code.
 
 from __future__ import annotations
 
-import onnx
+import onnx_ir as ir
 
-from export.passes.nodes import ValueInfo, attributes, parse_nodes
+from export.passes.nodes import attributes, inputs, parse_body, replace
+
+_SIGNATURE = "(x, weight) => (y)"
 
 _BODY = """
     wide = Cast <to = 1> (x)
@@ -19,21 +21,19 @@ _BODY = """
     shifted = Add (mean, epsilon)
     root = Sqrt (shifted)
     unit = Div (wide, root)
-    narrow = Cast <to = {type}> (unit)
+    narrow = Cast <to = {type:d}> (unit)
     y = Mul (narrow, weight)
 """
 
 
-def decompose_norms(model: onnx.ModelProto, known: ValueInfo) -> None:
-    """Takes all of them apart, in place."""
-    nodes: list[onnx.NodeProto] = []
-    for node in model.graph.node:
-        if node.op_type != "RMSNormalization" or node.domain:
-            nodes.append(node)
-            continue
-        epsilon = attributes(node, ("epsilon",), axis=-1, stash_type=onnx.TensorProto.FLOAT)["epsilon"]
-        x, weight = node.input
-        body = _BODY.format(epsilon=epsilon, type=known.types[x])
-        nodes += parse_nodes(body, node.name, x=x, weight=weight, y=node.output[0])
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+class DecomposeNorms(ir.passes.InPlacePass):
+    """Takes all of them apart."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Needs the types of values."""
+        nodes = [node for node in model.graph if node.op_type == "RMSNormalization" and not node.domain]
+        for node in nodes:
+            epsilon = attributes(node, ["epsilon"], axis=-1, stash_type=ir.DataType.FLOAT)["epsilon"]
+            x, weight = inputs(node, 2)
+            replace(node, parse_body(_SIGNATURE, _BODY.format(epsilon=epsilon, type=x.dtype)), [x, weight])
+        return ir.passes.PassResult(model, bool(nodes))

@@ -8,13 +8,15 @@ gives what is new in them (``export.passes.attention``).
 from __future__ import annotations
 
 import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from export.passes.attention import split_caches
-from export.passes.constants import fold_constants
-from export.passes.nodes import OPSET, ValueInfo
-from export.passes.norm import decompose_norms
-from export.passes.patches import unfold_patches
-from export.passes.rotary import decompose_rotary
+from export.passes.attention import SplitCaches
+from export.passes.constants import FoldConstants
+from export.passes.nodes import OPSET, infer_types
+from export.passes.norm import DecomposeNorms
+from export.passes.patches import UnfoldPatches
+from export.passes.rotary import DecomposeRotary
 from plugins_trt.function import opset_of
 from runtime.errors import BundleError
 
@@ -32,32 +34,33 @@ def portable(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     if opset_of(model) <= OPSET:
         return model
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    known = ValueInfo.of(made)
-    split_caches(made, known)
-    decompose_rotary(made)
-    decompose_norms(made, known)
-    unfold_patches(made, known)
-    fold_constants(made)
-    del made.graph.value_info[:]
+    made = infer_types(model)
+    for rewrite in (
+        SplitCaches(),
+        DecomposeRotary(),
+        DecomposeNorms(),
+        UnfoldPatches(),
+        FoldConstants(),
+        RemoveUnusedNodesPass(),
+    ):
+        rewrite(made)
+    for graph in (made.graph, *(body.graph for body in made.functions.values())):
+        graph.opset_imports[""] = OPSET
+        for node in graph:
+            if not node.domain:
+                _require(node)
     made.ir_version = IR_VERSION
-    for part in (made, *made.functions):
-        for entry in part.opset_import:
-            if not entry.domain:
-                entry.version = OPSET
-    for node in (*made.graph.node, *(node for body in made.functions for node in body.node)):
-        if not node.domain:
-            _require(node)
-    return made
+    result = ir.to_proto(made)
+    del result.graph.value_info[:]
+    return result
 
 
-def _require(node: onnx.NodeProto) -> None:
+def _require(node: ir.Node) -> None:
     try:
         schema = onnx.defs.get_schema(node.op_type, OPSET, "")
     except onnx.defs.SchemaError:
         raise BundleError(f"{node.op_type} {node.name} has no form in opset {OPSET}: export the bundle again") from None
-    newer = [attribute.name for attribute in node.attribute if attribute.name not in schema.attributes]
+    newer = [name for name in node.attributes if name not in schema.attributes]
     if newer:
         raise BundleError(
             f"{node.op_type} {node.name}: opset {OPSET} does not have {newer[0]}: export the bundle again"

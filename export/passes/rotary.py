@@ -6,9 +6,9 @@ a head become left · cos − right · sin and right · cos + left · sin.
 
 from __future__ import annotations
 
-import onnx
+import onnx_ir as ir
 
-from export.passes.nodes import attributes, parse_nodes
+from export.passes.nodes import attributes, inputs, insert_before, parse_body, replace
 
 _ROWS = """
     cos_rows = Gather <axis = 0> (cos, positions)
@@ -30,20 +30,18 @@ _BODY = """
 """
 
 
-def decompose_rotary(model: onnx.ModelProto) -> None:
-    """Takes all of them apart, in place."""
-    nodes: list[onnx.NodeProto] = []
-    rows: dict[tuple[str, ...], str] = {}
-    for node in model.graph.node:
-        if node.op_type != "RotaryEmbedding" or node.domain:
-            nodes.append(node)
-            continue
-        attributes(node, (), interleaved=0, num_heads=0, rotary_embedding_dim=0)
-        x, cos, sin, positions = node.input
-        if (cos, sin, positions) not in rows:
-            rows[cos, sin, positions] = node.name
-            nodes += parse_nodes(_ROWS, node.name, cos=cos, sin=sin, positions=positions)
-        first = rows[cos, sin, positions]
-        nodes += parse_nodes(_BODY, node.name, x=x, c=f"{first}.c", s=f"{first}.s", y=node.output[0])
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+class DecomposeRotary(ir.passes.InPlacePass):
+    """Takes all of them apart."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Takes them in the order of the graph: the rows are gathered before the first that takes them."""
+        nodes = [node for node in model.graph if node.op_type == "RotaryEmbedding" and not node.domain]
+        rows: dict[tuple[ir.Value, ...], list[ir.Value]] = {}
+        for node in nodes:
+            attributes(node, [], interleaved=0, num_heads=0, rotary_embedding_dim=0)
+            x, *source = inputs(node, 4)
+            key = tuple(source)
+            if key not in rows:
+                rows[key] = insert_before(node, parse_body("(cos, sin, positions) => (c, s)", _ROWS), source, node.name)
+            replace(node, parse_body("(x, c, s) => (y)", _BODY), [x, *rows[key]])
+        return ir.passes.PassResult(model, bool(nodes))
