@@ -16,137 +16,113 @@ Where a layer's caches are INT8, ``export.passes.int8_caches`` has what stands i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+import onnx_ir as ir
 
-from export.errors import QuantizationError
-from export.passes.by_expert import prune
-from export.passes.int8_caches import FEW, FEW_ROWS, POSITIONS, CachePlan, check_caches, over_int8, store_in_int8
+from export.passes.int8_caches import DOMAIN, FEW, NAME, CachePlan, body, check_caches, scale_values
+from export.passes.nodes import inputs, insert_before, parse_body, producer, remove_unused, strange
 from plugins_trt.function import CPU_DOMAIN
 from runtime.backends.graph import INPUTS_EMBEDS, PAST, POSITION_IDS, WRITE_INDICES
 from runtime.bundle.manifest import ModelFacts
 
-_LAST_KEY, _LENGTH = "attention.last_key", "attention.length"
-"""Inputs that all layers share, int32: index of each sequence's last key, [batch], and tokens of the longest."""
+# What all layers share. int32: index of each sequence's last key, [batch], and tokens of the longest. The rest is what
+# only INT8 caches ask for, and is taken out where there are none: whether the rows are few, bool [1], and the rows'
+# positions, int64 [batch, sequence].
+_SIGNATURE = "(inputs_embeds, write_indices) => (last_key, length, few_rows, positions)"
+_SHARED = f"""
+    "count.shape" = Shape <end = 2, start = 1> (inputs_embeds)
+    one = Constant <value = int64 {{1}}> ()
+    "count.before" = Sub ("count.shape", one)
+    "last_key.wide" = Add (write_indices, "count.before")
+    last_key = Cast <to = 6> ("last_key.wide")
+    "length.each" = Add ("last_key.wide", one)
+    "length.wide" = ReduceMax <keepdims = 0> ("length.each")
+    length = Cast <to = 6> ("length.wide")
+    "few_rows.most" = Constant <value = int64 {{{FEW}}}> ()
+    few_rows = LessOrEqual ("count.shape", "few_rows.most")
+    zero = Constant <value = int64 {{0}}> ()
+    column = Constant <value = int64[2] {{-1, 1}}> ()
+    "count.number" = Squeeze ("count.shape")
+    "positions.steps" = Range (zero, "count.number", one)
+    "positions.first" = Reshape (write_indices, column)
+    positions = Add ("positions.first", "positions.steps")
+"""
 
 
-def group_query_attention(model: onnx.ModelProto, facts: ModelFacts, caches: Sequence[CachePlan] = ()) -> None:
-    """Rewrites every attention of a decoder, in place; one that has none of opset 24 stays as it is.
+class GroupQueryAttention(ir.passes.InPlacePass):
+    """Rewrites every attention of a decoder; one that has none of opset 24 stays as it is.
 
     Args:
-        model: the decoder.
-        facts: of it.
+        facts: of the decoder.
         caches: those to store in INT8.
 
     Raises:
-        QuantizationError: attention of another form, or plans of caches that do not fit.
+        QuantizationError: plans of caches that do not fit.
     """
-    graph, int8 = model.graph, check_caches(caches, facts)
-    attentions = [node for node in graph.node if node.op_type == "Attention"]
-    if not attentions:
-        assert not caches  # noqa: S101 - export.quantized.bundle.check_source refuses graphs of older operators
-        return
-    made_by = {output: node for node in graph.node for output in node.output}
-    used_by = {name: node for node in graph.node for name in node.input}
-    replaced: dict[str, list[onnx.NodeProto]] = {}
-    dropped: set[str] = set()
-    for attention in attentions:
-        nodes, gone = _node(attention, made_by, used_by, facts)
-        plan = int8.get(int(nodes[0].input[3].removeprefix(PAST).split(".")[0]))
-        replaced[attention.name] = nodes if plan is None else [over_int8(nodes[0], plan), *nodes[1:]]
-        dropped |= gone
-    nodes = _shared()
-    for node in graph.node:
-        if node.name in replaced:
-            nodes += replaced[node.name]
-        elif node.name not in dropped:
-            nodes.append(node)
-    del graph.node[:]
-    graph.node.extend(nodes)
-    if caches:
-        store_in_int8(model, caches, facts)
-    prune(graph)
 
+    def __init__(self, facts: ModelFacts, caches: Sequence[CachePlan] = ()) -> None:
+        super().__init__()
+        self._facts, self._int8 = facts, check_caches(caches, facts)
 
-def _node(
-    attention: onnx.NodeProto,
-    made_by: dict[str, onnx.NodeProto],
-    used_by: dict[str, onnx.NodeProto],
-    facts: ModelFacts,
-) -> tuple[list[onnx.NodeProto], set[str]]:
-    """What stands in place of one attention, and the names of the nodes that it replaces and that give outputs."""
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Takes the decoder with both experts.
 
-    def producer(name: str, op_type: str) -> onnx.NodeProto:
-        node = made_by.get(name)
-        if node is None or node.op_type != op_type:
-            raise QuantizationError(
-                f"{attention.name} is not attention over caches as this monoedge exports it: export the bundle again"
+        Raises:
+            BundleError: attention of another form.
+        """
+        attentions = [node for node in model.graph if node.op_type == "Attention"]
+        if not attentions:
+            assert not self._int8  # noqa: S101 - export.quantized.bundle.check_source refuses graphs of older operators
+            return ir.passes.PassResult(model, modified=False)
+        given = {value.name: value for value in model.graph.inputs}
+        sources = [given[INPUTS_EMBEDS], given[WRITE_INDICES]]
+        shared = insert_before(model.graph[0], parse_body(_SIGNATURE, _SHARED), sources, "attention")
+        for attention in attentions:
+            self._rewrite(model.graph, attention, *shared, given[WRITE_INDICES])
+        if self._int8:
+            function = ir.serde.deserialize_function(body(self._facts, model.opset_imports[""]))
+            model.functions[function.identifier()] = function
+            model.opset_imports[DOMAIN] = 1
+        remove_unused(model)
+        return ir.passes.PassResult(model, modified=True)
+
+    def _rewrite(
+        self, graph: ir.Graph, attention: ir.Node, last_key: ir.Value, length: ir.Value, *asked: ir.Value
+    ) -> None:
+        """Rewrites one attention; ``asked`` is what only INT8 caches ask for."""
+        query, key, value, _ = inputs(attention, 4)
+        scatters = [producer(cache, "TensorScatter", attention) for cache in (key, value)]
+        (past_key, new_key, _), (past_value, new_value, _) = (inputs(scatter, 3) for scatter in scatters)
+        _, cos, sin, positions = inputs(producer(query, "RotaryEmbedding", attention), 4)
+        plain_key, *tables, _ = inputs(producer(new_key, "RotaryEmbedding", attention), 4)
+        key_source, value_source = (producer(part, "Slice", attention).inputs[0] for part in (plain_key, new_value))
+        heads = producer(value_source, "Transpose", attention).inputs[0]
+        rows = producer(heads, "Reshape", attention).inputs[0]
+        merged = attention.successors()[0].successors()[0]
+        if key_source is not value_source or tables != [cos, sin] or merged.op_type != "Reshape":
+            raise strange(attention)
+        scale = attention.attributes["scale"].as_float()
+        name = str(attention.name).replace("Attention", "GroupQueryAttention")
+        plan = self._int8.get(int(str(past_key.name).removeprefix(PAST).split(".")[0]))
+        given = [past_key, past_value, last_key, length, cos, sin]
+        if plan is None:
+            sizes = {"kv_num_heads": self._facts.num_key_value_heads, "num_heads": self._facts.num_attention_heads}
+            fixed = {"do_rotary": 1, **sizes, "rotary_interleaved": 0, "scale": scale}
+            node = ir.node(
+                "GroupQueryAttention", [rows, None, None, *given], fixed, domain=CPU_DOMAIN, num_outputs=3, name=name
             )
-        return node
-
-    key, value = producer(attention.input[1], "TensorScatter"), producer(attention.input[2], "TensorScatter")
-    query = producer(attention.input[0], "RotaryEmbedding")
-    _, cos, sin, positions = query.input
-    heads = producer(producer(value.input[1], "Slice").input[0], "Transpose")
-    rows = producer(heads.input[0], "Reshape").input[0]
-    turned = producer(key.input[1], "RotaryEmbedding")
-    if producer(turned.input[0], "Slice").input[0] != heads.output[0] or turned.input[1:3] != [cos, sin]:
-        raise QuantizationError(f"{attention.name}: keys and values come from elsewhere: export the bundle again")
-    merged = used_by[used_by[attention.output[0]].output[0]]
-    if merged.op_type != "Reshape":
-        raise QuantizationError(f"{attention.name}: {merged.op_type} follows: export the bundle again")
-    result = merged.output[0]
-    node = helper.make_node(
-        "GroupQueryAttention",
-        [rows, "", "", key.input[0], value.input[0], _LAST_KEY, _LENGTH, cos, sin],
-        [result, key.output[0], value.output[0]],
-        name=attention.name.replace("Attention", "GroupQueryAttention"),
-        domain=CPU_DOMAIN,
-        num_heads=facts.num_attention_heads,
-        kv_num_heads=facts.num_key_value_heads,
-        do_rotary=1,
-        rotary_interleaved=0,
-        scale=next(item.f for item in attention.attribute if item.name == "scale"),
-    )
-    nodes = [node]
-    if positions != POSITION_IDS:
-        # The last row: positions are sliced along the sequence, as the result has to be.
-        last = producer(positions, "Slice")
-        node.output[0] = f"{result}.all"
-        nodes.append(
-            helper.make_node("Slice", [node.output[0], *last.input[1:]], [result], name=f"{node.name}.last_row")
+        else:
+            given[2:2] = scale_values(graph, plan)
+            for cache in (past_key, past_value, key, value):
+                cache.dtype = ir.DataType.INT8
+            node = ir.node(NAME, [rows, *given, *asked], {"scale": scale}, domain=DOMAIN, num_outputs=3, name=name)
+        nodes, (result, *presents) = [node], node.outputs
+        if positions.name != POSITION_IDS:
+            # The last row: positions are sliced along the sequence, as the result has to be.
+            result.name = f"{merged.outputs[0].name}.all"
+            sliced = [result, *producer(positions, "Slice", attention).inputs[1:]]
+            nodes.append(ir.node("Slice", sliced, name=f"{name}.last_row"))
+            result = nodes[1].outputs[0]
+        ir.convenience.replace_nodes_and_values(
+            graph, attention, [merged, *scatters], nodes, [merged.outputs[0], key, value], [result, *presents]
         )
-    return nodes, {key.name, value.name, merged.name}
-
-
-def _shared() -> list[onnx.NodeProto]:
-    def constant(name: str, value: int | list[int]) -> onnx.NodeProto:
-        tensor = numpy_helper.from_array(np.array(value, np.int64))
-        return helper.make_node("Constant", [], [name], name=name, value=tensor)
-
-    def node(op_type: str, inputs: list[str], result: str, **attributes: Any) -> onnx.NodeProto:  # noqa: ANN401
-        return helper.make_node(op_type, inputs, [result], name=result, **attributes)
-
-    count = "attention.count"
-    return [
-        node("Shape", [INPUTS_EMBEDS], f"{count}.shape", start=1, end=2),
-        constant("attention.one", 1),
-        node("Sub", [f"{count}.shape", "attention.one"], f"{count}.before"),
-        node("Add", [WRITE_INDICES, f"{count}.before"], f"{_LAST_KEY}.wide"),
-        node("Cast", [f"{_LAST_KEY}.wide"], _LAST_KEY, to=TensorProto.INT32),
-        node("Add", [f"{_LAST_KEY}.wide", "attention.one"], f"{_LENGTH}.each"),
-        node("ReduceMax", [f"{_LENGTH}.each"], f"{_LENGTH}.wide", keepdims=0),
-        node("Cast", [f"{_LENGTH}.wide"], _LENGTH, to=TensorProto.INT32),
-        # What only INT8 caches ask for; taken out where there are none.
-        constant(f"{FEW_ROWS}.most", FEW),
-        node("LessOrEqual", [f"{count}.shape", f"{FEW_ROWS}.most"], FEW_ROWS),
-        constant("attention.zero", 0),
-        constant("attention.column", [-1, 1]),
-        node("Squeeze", [f"{count}.shape"], f"{count}.number"),
-        node("Range", ["attention.zero", f"{count}.number", "attention.one"], f"{POSITIONS}.steps"),
-        node("Reshape", [WRITE_INDICES, "attention.column"], f"{POSITIONS}.first"),
-        node("Add", [f"{POSITIONS}.first", f"{POSITIONS}.steps"], POSITIONS),
-    ]

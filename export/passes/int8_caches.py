@@ -14,28 +14,23 @@ opens it; the caches are written in place all the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx.parser
-from onnx import TensorProto, helper, numpy_helper
+import onnx_ir as ir
 
 from export.errors import QuantizationError
-from plugins_trt import function
 from plugins_trt.function import CPU_DOMAIN
-from runtime.backends.graph import PAST, PRESENT, WRITE_INDICES
 from runtime.bundle.manifest import ModelFacts
 
 DOMAIN, NAME = "monoedge.cpu", "AttentionOverInt8Caches"
 
 FEW = 16
 """Up to that many rows, the caches are read as they lie."""
-
-FEW_ROWS, POSITIONS = "attention.few_rows", "attention.positions"
-"""Inputs that all calls of the function share."""
 
 _LOWEST, _LARGEST = -128.0, 127.0
 """What the node saturates at."""
@@ -152,40 +147,11 @@ def body(facts: ModelFacts, opset: int) -> onnx.FunctionProto:
     return onnx.parser.parse_function(_BODY.format(opset=opset, results=results, **fixed, **sizes))
 
 
-def over_int8(node: onnx.NodeProto, plan: CachePlan) -> onnx.NodeProto:
-    """The function called in place of a ``GroupQueryAttention`` over float caches."""
-    rows, _, _, past_key, past_value, last_key, length, cos, sin = node.input
-    scales = [tensor.name for tensor in scale_tensors(plan)]
-    return helper.make_node(
-        NAME,
-        [rows, past_key, past_value, *scales, last_key, length, cos, sin, FEW_ROWS, POSITIONS, WRITE_INDICES],
-        list(node.output),
-        name=node.name,
-        domain=DOMAIN,
-        scale=next(item.f for item in node.attribute if item.name == "scale"),
-    )
-
-
-def scale_tensors(plan: CachePlan) -> list[onnx.TensorProto]:
-    """The initializers with the scales of keys and of values."""
-    return [
-        numpy_helper.from_array(
-            scale.astype(np.float32)[None, :, None], f"layers.{plan.layer}.attention.{kind}_cache_scale"
-        )
-        for kind, scale in (("key", plan.key), ("value", plan.value))
-    ]
-
-
-def store_in_int8(model: onnx.ModelProto, caches: Iterable[CachePlan], facts: ModelFacts) -> None:
-    """Gives a decoder whose nodes call the function what they need: the function, scales, and caches of INT8."""
-    graph = model.graph
-    opset = function.opset_of(model)
-    model.functions.append(body(facts, opset))
-    model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
-    names = set()
-    for plan in caches:
-        graph.initializer.extend(scale_tensors(plan))
-        names |= {f"{prefix}{plan.layer}.{kind}" for prefix in (PAST, PRESENT) for kind in ("key", "value")}
-    for value in (*graph.input, *graph.output):
-        if value.name in names:
-            value.type.tensor_type.elem_type = TensorProto.INT8
+def scale_values(graph: ir.Graph, plan: CachePlan) -> list[ir.Value]:
+    """Returns initializers with the scales of keys and of values, added to a graph."""
+    values = []
+    for kind, scale in (("key", plan.key), ("value", plan.value)):
+        tensor = ir.tensor(scale.astype(np.float32)[None, :, None])
+        values.append(ir.val(f"layers.{plan.layer}.attention.{kind}_cache_scale", const_value=tensor))
+        graph.register_initializer(values[-1])
+    return values

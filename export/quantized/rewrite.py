@@ -12,18 +12,19 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto, helper
 
 from export.errors import QuantizationError
 from export.external_data import GraphFile, TensorSource, layout
-from export.passes.by_expert import for_expert
-from export.passes.group_query_attention import group_query_attention
+from export.passes.by_expert import KeepExpert
+from export.passes.group_query_attention import GroupQueryAttention
 from export.quantized.initializers import initializers
 from export.quantized.nodes import matrices_of, rewrite_node
 from export.quantized.plan import MatrixPlan, QuantizationPlan
 from export.quantized.weights import Weights
 from plugins_trt import function
-from plugins_trt.schema import DOMAIN, W8A8
+from plugins_trt.schema import DOMAIN, EXPERTS, W8A8
 from runtime.bundle.manifest import (
     CPU,
     DECODER_GRAPH,
@@ -53,8 +54,9 @@ def decoder_files(weights: Weights, plan: QuantizationPlan, form: str, facts: Mo
     model, tensors = _rewrite(weights, plan, form)
     if form != CPU:
         return [GraphFile(DECODER_GRAPH, DECODER_WEIGHTS, model, tensors)]
-    group_query_attention(model, facts, plan.caches)
-    text, visual = for_expert(model, "text"), for_expert(model, "visual")
+    whole = ir.from_proto(model)
+    GroupQueryAttention(facts, plan.caches)(whole)
+    text, visual = (ir.to_proto(KeepExpert(expert)(whole.clone()).model) for expert in EXPERTS)
     own = _place(text.graph, tensors, DECODER_WEIGHTS, {})
     shared = {tensor.name: tensor for tensor in text.graph.initializer}
     others = _place(visual.graph, tensors, VISUAL_DECODER_WEIGHTS, shared)
