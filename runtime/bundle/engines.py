@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
 
 from runtime.bundle.manifest import DECODER_GRAPH, DECODER_WEIGHTS, VISION_GRAPH, VISION_WEIGHTS, EngineRecord, Manifest
+from runtime.bundle.reader import Bundle
 from runtime.bundle.targets import TARGETS, Target
 from runtime.errors import BackendError
 
@@ -17,50 +18,48 @@ FOLDER = "engines"
 WEIGHTS = {DECODER_GRAPH: DECODER_WEIGHTS, VISION_GRAPH: VISION_WEIGHTS}
 """The weights file of each graph that a plan is built from."""
 
+Plans = Mapping[str, tuple[Path, EngineRecord]]
+"""The plan of each graph: its file, and what is known of it."""
+
 
 def plan_name(graph: str, target: str, compute_capability: int, precision: str) -> str:
-    """The name of a plan in its bundle and its manifest: ``engines/trt-sm87-bf16.decoder.plan``."""
+    """Returns the name of a plan in its bundle and its manifest: ``engines/trt-sm87-bf16.decoder.plan``."""
     return f"{FOLDER}/{target}-sm{compute_capability}-{precision}.{Path(graph).stem}.plan"
 
 
-def build_command(
-    target: str,
-    compute_capability: int,
-    bundle: str | Path,
-    max_length: int | None = None,
-    max_batch: int | None = None,
-) -> str:
-    """The command that builds engines; what is None is left to it."""
+def build_command(target: Target, compute_capability: int, bundle: str | Path, *options: object) -> str:
+    """Returns the command that builds engines for a GPU; what ``options`` leave out has its default."""
     # TensorRT builds for the GPU at hand; TensorRT for RTX is told which.
-    chip = ["--sm", str(compute_capability)] if target == "trt-rtx" else []
-    length = [] if max_length is None else ["--max-length", str(max_length)]
-    batch = [] if max_batch is None else ["--max-batch", str(max_batch)]
-    command = ["python", "-m", "export.engine", "--bundle", str(bundle), "--target", target]
-    return shlex.join([*command, *chip, *length, *batch])
+    chip = ["--sm", compute_capability] if target.capabilities else []
+    command = ["python", "-m", "export.engine", "--bundle", bundle, "--target", target.name, *chip, *options]
+    return shlex.join(map(str, command))
 
 
 def rebuild_command(record: EngineRecord, bundle: str | Path) -> str:
-    """The command that builds an engine once more, in the place of this one."""
-    command = build_command(record.target, record.compute_capability, bundle, record.max_length, record.max_batch)
-    return f"{command} --overwrite"
+    """Returns the command that builds an engine again, in the place of this one."""
+    lengths = ("--max-length", record.max_length, "--max-batch", record.max_batch)
+    return build_command(TARGETS[record.target], record.compute_capability, bundle, *lengths, "--overwrite")
 
 
 def refused(name: str, reason: str, record: EngineRecord, bundle: str | Path) -> str:
-    """Why a plan is not used, in one line with the command that builds it again."""
+    """Returns one line: why a plan is not used, and the command that builds it again."""
     return f"{name} {reason}: build it again with: {rebuild_command(record, bundle)}"
 
 
 def why_stale(
     name: str, record: EngineRecord, manifest: Manifest, plugin_sha256: str | None, bundle: str | Path
 ) -> str | None:
-    """Why a plan must not be used any more, in one line with the command that builds it again; None if it may.
+    """Returns why a plan does not belong to the bundle as it is now, with the command that builds it again.
 
     Args:
-        name: of the plan in the manifest.
-        record: what the manifest says of it.
+        name: of the plan.
+        record: what is known of it.
         manifest: of the bundle as it is now.
-        plugin_sha256: of the plugin library that would be loaded; None to leave that out.
+        plugin_sha256: of the plugin library that would be loaded; None compares no library.
         bundle: the bundle's folder, for the command.
+
+    Returns:
+        One line, or None for a plan that may be used.
     """
     now = manifest.files
     weights = WEIGHTS.get(record.graph)
@@ -81,73 +80,60 @@ def why_stale(
     return refused(name, reason, record, bundle)
 
 
-def choose_target(
-    manifest: Manifest, compute_capability: int, installed: Iterable[str], bundle: str | Path
-) -> tuple[Target, dict[str, str]]:
-    """Chooses the TensorRT to answer with on a GPU.
-
-    Args:
-        manifest: of the bundle.
-        compute_capability: of the GPU, as 89 for 8.9.
-        installed: modules of ``TARGETS`` that are there.
-        bundle: the bundle's folder, for commands.
-
-    Returns:
-        The target, and the names of its plans by graph.
-
-    Raises:
-        BackendError: no TensorRT, or no plans of one that is here for this GPU; with what to do.
-    """
-    modules = set(installed)
-    here = [target for target in TARGETS.values() if target.module in modules]
-    if not here:
-        ways = {target.title: f"{target.title}: {target.remedy}" for target in TARGETS.values()}
-        names = dict.fromkeys(target.module for target in TARGETS.values())
-        raise BackendError(f"neither {' nor '.join(names)} is installed. {'; '.join(ways.values())}")
-    for target in here:
-        plans = {
-            record.graph: name
-            for name, record in manifest.engines.items()
-            if (record.target, record.compute_capability) == (target.name, compute_capability)
-        }
-        if all(graph in plans for graph in WEIGHTS):
-            return target, plans
-    built = sorted({f"{record.target} on SM {record.compute_capability}" for record in manifest.engines.values()})
-    titles = dict.fromkeys(target.title for target in here)
-    raise BackendError(
-        f"{bundle} has no engines for {' or '.join(titles)} on SM {compute_capability}"
-        f"{', only for ' + ', '.join(built) if built else ''}: build them with: "
-        f"{build_command(here[0].name, compute_capability, bundle)}"
-    )
-
-
-def why_refused(
-    name: str,
-    record: EngineRecord,
-    manifest: Manifest,
-    plugin_sha256: str | None,
-    bundle: str | Path,
-    version: str,
-    compute_capability: int,
+def why_foreign(
+    name: str, record: EngineRecord, version: str, compute_capability: int, bundle: str | Path
 ) -> str | None:
-    """Why a plan cannot run here, in one line with the command that builds it again; None if it can.
+    """Returns why a plan cannot run on this machine, with the command that builds it again.
 
     Args:
         name: of the plan.
         record: what is known of it.
-        manifest: of the bundle as it is now.
-        plugin_sha256: of the plugin library that would be loaded.
-        bundle: the bundle's folder, for the command.
         version: of the TensorRT that would run it.
         compute_capability: of the GPU.
+        bundle: the bundle's folder, for the command.
+
+    Returns:
+        One line, or None for a plan that can run.
     """
     if record.compute_capability != compute_capability:
         reason = f"was built for SM {record.compute_capability}, this GPU is SM {compute_capability}"
     elif not _same_version(record.tensorrt, version):
         reason = f"was built by version {record.tensorrt} of TensorRT, version {version} is here"
     else:
-        return why_stale(name, record, manifest, plugin_sha256, bundle)
+        return None
     return refused(name, reason, record, bundle)
+
+
+def choose_plans(bundle: Bundle, compute_capability: int) -> Plans:
+    """Chooses the plans to answer with on a GPU: those of the first installed TensorRT that has both.
+
+    Raises:
+        BackendError: no TensorRT is installed, or the bundle has no plans of one for this GPU; with what to do.
+    """
+    here = [target for target in TARGETS.values() if target.installed]
+    if not here:
+        modules = dict.fromkeys(target.module for target in TARGETS.values())
+        ways = dict.fromkeys(f"{target.title}: {target.remedy}" for target in TARGETS.values())
+        raise BackendError(f"neither {' nor '.join(modules)} is installed. {'; '.join(ways)}")
+    engines = bundle.manifest.engines
+    for target in here:
+        plans = {
+            record.graph: (bundle.path(name), record)
+            for name, record in engines.items()
+            if (record.target, record.compute_capability) == (target.name, compute_capability)
+        }
+        if all(graph in plans for graph in WEIGHTS):
+            for path, _ in plans.values():
+                if not path.resolve().is_relative_to(bundle.folder.resolve()):
+                    raise BackendError(f"{path} leads outside the bundle: not a bundle to trust")
+            return plans
+    titles = dict.fromkeys(target.title for target in here)
+    built = sorted({f"{record.target} on SM {record.compute_capability}" for record in engines.values()})
+    raise BackendError(
+        f"{bundle.folder} has no engines for {' or '.join(titles)} on SM {compute_capability}"
+        f"{', only for ' + ', '.join(built) if built else ''}: build them with: "
+        f"{build_command(here[0], compute_capability, bundle.folder)}"
+    )
 
 
 def _same_version(a: str, b: str) -> bool:

@@ -1,27 +1,29 @@
-"""The TensorRTs that build plans and run them: TensorRT, and TensorRT for RTX. Each fact about them stands here."""
+"""The TensorRTs that build and run plans: what ``export.engine`` and the runtime know of each."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
+from runtime.errors import BackendError
 from runtime.packages import install_command
 
 
 @dataclass(frozen=True)
 class Target:
-    """One way to build plans, and what runs them.
+    """One of the TensorRTs.
 
     Attributes:
-        name: as ``--target`` and the names of plans have it.
-        title: as people call it.
+        name: as ``--target``, manifests and the names of plans have it.
+        title: the product's name.
         module: the Python module.
-        remedy: what to do where the module is not installed.
+        remedy: how to install the module.
         tag: the first bytes of its plans.
-        capabilities: compute capabilities that can be built for on any machine; empty where the GPU must be there.
-        timing_cache: whether a build keeps what it measured for the next one.
-        needs: which releases have the operators of its graphs.
-        parser: what the ONNX parser of the first of them knows, a file of ``export/engines/parsers``; graphs are made
-            portable for it. None where graphs stay as they are.
+        needs: which releases have all operators of its graphs.
+        capabilities: compute capabilities that it builds for on any machine; empty if only for the GPU at hand.
+        timing_cache: whether what a build measured helps the next one.
+        parser: lists the operators of the oldest release's ONNX parser, a file of ``export/engines/parsers``; graphs
+            are rewritten for it. None where graphs stay as they are.
         link: the name that its ONNX parser opens its own library by, and the file that its wheel has for it.
     """
 
@@ -36,6 +38,22 @@ class Target:
     parser: str | None = None
     link: tuple[str, str] | None = None
 
+    @property
+    def installed(self) -> bool:
+        """Whether the module is there; it is not imported."""
+        return find_spec(self.module) is not None
+
+    def require(self) -> None:
+        """Checks that the module is there.
+
+        Raises:
+            BackendError: it is not, with how to install it.
+        """
+        if not self.installed:
+            raise BackendError(f"{self.module} is not installed; {self.remedy}")
+
+
+PORTABLE_TARGET = "trt10.3"
 
 _TRT = Target(
     name="trt",
@@ -47,8 +65,6 @@ _TRT = Target(
     needs="10.15 and later have all that bundles use; from 10.3 on there is --target trt10.3",
     timing_cache=True,
 )
-PORTABLE_TARGET = "trt10.3"
-"""Which ``export.onnx`` knows too."""
 _TRT_10_3 = replace(_TRT, name=PORTABLE_TARGET, needs="10.3 and later have all of it", parser="trt10.3.json")
 _TRT_RTX = Target(
     name="trt-rtx",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from runtime.backends.cuda.pycuda import PyCudaDevice
 from runtime.backends.tensorrt.answering import EngineBackend
-from runtime.backends.tensorrt.loader import Loader, Plans
+from runtime.backends.tensorrt.loader import Loader
 from runtime.backends.tensorrt.pixels import open_resize
+from runtime.bundle.engines import Plans
 from runtime.bundle.reader import Bundle
 from runtime.errors import OptionError
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,14 +13,11 @@ from runtime.backends.tensorrt.check import PlanError, decoder_layout, vision_la
 from runtime.backends.tensorrt.engine import TensorRT
 from runtime.backends.tensorrt.execution import Engine
 from runtime.backends.tensorrt.plan import DecoderLayout, PlanInfo, VisionLayout
-from runtime.bundle.engines import choose_target, rebuild_command, refused, why_refused
+from runtime.bundle.engines import Plans, choose_plans, rebuild_command, refused, why_foreign, why_stale
 from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, EngineRecord
 from runtime.bundle.reader import Bundle, sha256_of
 from runtime.bundle.targets import TARGETS, Target
 from runtime.errors import BackendError
-
-Plans = Mapping[str, tuple[Path, EngineRecord]]
-"""File and record of each graph's plan."""
 
 Layout = TypeVar("Layout", DecoderLayout, VisionLayout)
 
@@ -47,19 +43,16 @@ class Loader:
         start: Callable[[Target], TensorRT] = TensorRT,
     ) -> None:
         self._bundle, self._device = bundle, device
-        if plans is None:
-            target, self._plans = _registered(bundle, device.compute_capability)
-        else:
-            self._plans = plans
-            target = TARGETS[plans[DECODER_GRAPH][1].target]
+        self._plans = choose_plans(bundle, device.compute_capability) if plans is None else plans
         for path, record in self._plans.values():
             _check_file(path, record, bundle)
-        self._tensorrt = start(target)
+        self._tensorrt = start(TARGETS[self._plans[DECODER_GRAPH][1].target])
         library = plugin_library() if any(record.plugin_sha256 for _, record in self._plans.values()) else None
         plugin_sha256 = None if library is None else sha256_of(library)
-        here = (self._tensorrt.version, device.compute_capability)
         for path, record in self._plans.values():
-            reason = why_refused(str(path), record, bundle.manifest, plugin_sha256, bundle.folder, *here)
+            name, folder = str(path), bundle.folder
+            reason = why_foreign(name, record, self._tensorrt.version, device.compute_capability, folder)
+            reason = reason or why_stale(name, record, bundle.manifest, plugin_sha256, folder)
             if reason is not None:
                 raise BackendError(reason)
         if library is not None:
@@ -115,15 +108,6 @@ class Loader:
             # A plan for several conversations at once is one of those that are no use here.
             again = replace(record, max_batch=1)
             raise BackendError(refused(str(path), str(error), again, self._bundle.folder)) from None
-
-
-def _registered(bundle: Bundle, compute_capability: int) -> tuple[Target, Plans]:
-    installed = [target.module for target in TARGETS.values() if find_spec(target.module) is not None]
-    target, names = choose_target(bundle.manifest, compute_capability, installed, bundle.folder)
-    for name in names.values():
-        if not bundle.path(name).resolve().is_relative_to(bundle.folder.resolve()):
-            raise BackendError(f"{bundle.path(name)} leads outside the bundle: not a bundle to trust")
-    return target, {graph: (bundle.path(name), bundle.manifest.engines[name]) for graph, name in names.items()}
 
 
 def _check_file(path: Path, record: EngineRecord, bundle: Bundle) -> None:

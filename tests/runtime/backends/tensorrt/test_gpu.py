@@ -23,7 +23,7 @@ from runtime.bundle.targets import TARGETS
 from ...test_golden import GOLDEN, load_case
 
 DEVICE = find_device()
-INSTALLED = [TARGETS[name] for name in ("trt", "trt-rtx") if importlib.util.find_spec(TARGETS[name].module)]
+INSTALLED = [target for target in TARGETS.values() if target.installed]
 
 pytestmark = [
     pytest.mark.gpu,
@@ -43,7 +43,7 @@ def built(bf16_bundle: Path, library: Path, tmp_path_factory: pytest.TempPathFac
     """A bundle with the engines that a user would build."""
     folder = tmp_path_factory.mktemp("gpu") / bf16_bundle.name.removesuffix("-bf16")
     shutil.copytree(bf16_bundle, folder)
-    target = INSTALLED[0].targets[0]
+    target = INSTALLED[0].name
     build_engine(["--bundle", str(folder), "--target", target, "--max-length", "4096", "--plugin", str(library)])
     return folder
 

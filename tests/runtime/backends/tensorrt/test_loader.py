@@ -16,15 +16,14 @@ import runtime
 from export.engines.plan import Options, plans
 from runtime.backends.plugin_library import VARIABLE
 from runtime.backends.tensorrt.loader import Loader
-from runtime.bundle.engines import WEIGHTS, choose_target, plan_name
+from runtime.bundle.engines import WEIGHTS, choose_plans, plan_name
 from runtime.bundle.manifest import DECODER_GRAPH, MANIFEST, VISION_GRAPH, EngineRecord
 from runtime.bundle.reader import Bundle
-from runtime.bundle.targets import TARGETS
+from runtime.bundle.targets import TARGETS, Target
 
 from .host_device import HostDevice, HostEngine
 
 RTX, TRT = "trt-rtx", "trt"
-MODULES = {name: target.module for name, target in TARGETS.items()}
 
 
 class Started:
@@ -36,7 +35,7 @@ class Started:
     def __init__(self, folder: Path, lengths: dict[str, int]) -> None:
         self._bundle, self._lengths = Bundle(folder), lengths
 
-    def __call__(self, target: Any) -> Started:
+    def __call__(self, target: Target) -> Started:
         self.title = target.title
         return self
 
@@ -64,7 +63,7 @@ Make = Callable[..., Path]
 @pytest.fixture
 def make(tiny_v1_bundle: Path, tmp_path: Path, plugin: str, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Makes a bundle with engines of these targets and chips; what their records say may be changed."""
-    monkeypatch.setattr("runtime.backends.tensorrt.loader.find_spec", lambda module: object())
+    monkeypatch.setattr("runtime.bundle.targets.find_spec", lambda module: object())
 
     def make(*built: tuple[str, int], **change: Any) -> Path:
         folder = tmp_path / "bundle"
@@ -119,25 +118,51 @@ def test_loads_what_was_built_for_this_gpu(make: Make) -> None:
     assert loader.description == "TensorRT for RTX 1.7.1.116, memory of the host, CUDA graphs"
 
 
-def test_full_tensorrt_comes_first(make: Make) -> None:
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Chooses the modules that are installed, as far as can be seen."""
+
+    def choose(*names: str) -> None:
+        monkeypatch.setattr("runtime.bundle.targets.find_spec", lambda name: object() if name in names else None)
+
+    return choose
+
+
+def chosen(folder: Path, chip: int) -> dict[str, str]:
+    """Names of the plans that a GPU of a chip would run."""
+    bundle = Bundle(folder)
+    plans = choose_plans(bundle, chip)
+    for path, record in plans.values():
+        assert bundle.manifest.engines[str(path.relative_to(folder))] == record
+    return {graph: str(path.relative_to(folder)) for graph, (path, _) in plans.items()}
+
+
+def test_full_tensorrt_comes_first(make: Make, modules: Callable[..., None]) -> None:
     folder = make((RTX, 89), (TRT, 89))
-    manifest = Bundle(folder).manifest
-    both = choose_target(manifest, 89, ["tensorrt_rtx", "tensorrt"], folder)
-    assert both[0].module == "tensorrt"
-    assert set(both[1].values()) == {plan_name(graph, TRT, 89, "fp32") for graph in WEIGHTS}
-    assert choose_target(manifest, 89, ["tensorrt_rtx"], folder)[0].module == "tensorrt_rtx"
+    modules("tensorrt_rtx", "tensorrt")
+    assert chosen(folder, 89) == {graph: plan_name(graph, TRT, 89, "fp32") for graph in WEIGHTS}
+    modules("tensorrt_rtx")
+    assert chosen(folder, 89) == {graph: plan_name(graph, RTX, 89, "fp32") for graph in WEIGHTS}
 
 
-def test_older_graphs_are_tensorrt_too(make: Make) -> None:
-    folder = make(("trt10.3", 87))
-    target, names = choose_target(Bundle(folder).manifest, 87, ["tensorrt"], folder)
-    assert target.title == "TensorRT"
-    assert all("trt10.3-sm87" in name for name in names.values())
+@pytest.mark.parametrize(
+    ("target", "module"), [(TRT, "tensorrt"), ("trt10.3", "tensorrt"), (RTX, "tensorrt_rtx")], ids=str
+)
+def test_plans_of_every_target_are_run_by_its_module(
+    make: Make, modules: Callable[..., None], target: str, module: str
+) -> None:
+    assert TARGETS.keys() == {TRT, "trt10.3", RTX}
+    folder = make((target, 87))
+    modules(module)
+    assert chosen(folder, 87) == {graph: plan_name(graph, target, 87, "fp32") for graph in WEIGHTS}
+    modules({"tensorrt": "tensorrt_rtx", "tensorrt_rtx": "tensorrt"}[module])
+    with pytest.raises(runtime.BackendError, match=rf"has no engines for .*, only for {target} on SM 87: build them"):
+        chosen(folder, 87)
 
 
-def test_no_tensorrt(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_tensorrt(make: Make, modules: Callable[..., None]) -> None:
     folder = make((RTX, 89))
-    monkeypatch.setattr("runtime.backends.tensorrt.loader.find_spec", lambda module: None)
+    modules()
     message = refusal(folder)
     assert message.startswith(
         "neither tensorrt nor tensorrt_rtx is installed. TensorRT: on Jetson it comes with JetPack"
@@ -153,11 +178,9 @@ def test_no_engine_for_this_gpu(make: Make) -> None:
     )
 
 
-def test_no_engine_at_all(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_engine_at_all(make: Make, modules: Callable[..., None]) -> None:
     folder = make()
-    monkeypatch.setattr(
-        "runtime.backends.tensorrt.loader.find_spec", lambda module: object() if module == "tensorrt_rtx" else None
-    )
+    modules("tensorrt_rtx")
     assert refusal(folder) == (
         f"{folder} has no engines for TensorRT for RTX on SM 89: build them with: "
         f"python -m export.engine --bundle {folder} --target trt-rtx --sm 89"
