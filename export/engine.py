@@ -3,137 +3,145 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from runtime.bundle.targets import TARGETS
+from runtime.bundle.targets import TARGETS, Target
 from runtime.console.console import Console
 from runtime.console.run import make_parser, need, run
+from runtime.errors import BackendError, OptionError
 
 _DESCRIPTION = """\
-Builds TensorRT plans of a bf16 or fp16 bundle: one for the decoder, with a profile for prefill and one for
-decode, and one for the vision graph. They go into the bundle's engines/, and its manifest says what they were
-built of.
+Builds TensorRT engines from a bf16 or fp16 bundle: one plan of the decoder, with a profile for prefill and one
+for decode, and one of the vision graph. Both go into the bundle's engines/, and its manifest says what they were
+built from and for.
 
 examples:
   python -m export.engine --bundle bundle/ --target trt                 # on the device: for the GPU at hand
   python -m export.engine --bundle bundle/ --target trt10.3             # the same on JetPack 6
   python -m export.engine --bundle bundle/ --target trt-rtx --sm 89     # TensorRT for RTX, on any machine
-  python -m export.engine --bundle bundle/ --target trt --sm 87 --print-trtexec
+  python -m export.engine --bundle bundle/ --target trt --sm 87 --print-trtexec > build.sh    # for another device
   python -m export.engine --bundle bundle/ --check                      # on the device: engines built elsewhere
 
-On the GPU that it is for, a new engine first answers the bundle's recorded prompt; one that disagrees with ONNX
-Runtime is not registered. Nothing is kept of a build that was interrupted or failed."""
-
+On the GPU that it is for, a new engine first repeats the bundle's recorded prompt. One that disagrees with ONNX
+Runtime is not registered. An interrupted or failed build leaves nothing behind."""
 
 _TARGET_HELP = (
-    "TensorRT from 10.15 on; from 10.3 on, which JetPack 6 has, with the newer operators of the graphs taken apart; or "
-    "TensorRT for RTX"
+    "trt: TensorRT 10.15 or later. trt10.3: TensorRT 10.3 or later, as JetPack 6 has it; newer operators of the graphs "
+    "are replaced by older ones. trt-rtx: TensorRT for RTX"
 )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line, by default this process's, and builds, prints or registers."""
+    """Reads the command line, by default this process's, and builds, prints, registers or checks."""
     parser = make_parser("export.engine", _DESCRIPTION)
     _add_options(parser)
     arguments = parser.parse_args(argv)
 
     need("onnx", "onnx_ir")
-    from export.engines import build as engine_build
-    from export.engines import trtexec as engine_trtexec
-    from export.engines.plan import Options, check_bundle, check_chip, check_lengths, plans
-    from export.engines.target import choose_capability, require_module
+    from export.engines import options as checked
+    from export.engines.build import build, register
+    from export.engines.plan import plans
+    from export.engines.trtexec import script, write_graphs
     from runtime.backends.cuda.driver import find_device
     from runtime.bundle.reader import Bundle
-    from runtime.errors import BackendError, OptionError
-
-    if arguments.check:
-        _check(arguments)
-        return
-    if arguments.target is None:
-        raise OptionError(f"name what is to build with --target: {', '.join(TARGETS)}")
-    target = TARGETS[arguments.target]
-    prints = arguments.print_trtexec or arguments.write_onnx is not None
-    builds = not prints and not arguments.register
-    if prints and arguments.register:
-        raise OptionError("--register takes plans that are there: leave out --print-trtexec and --write-onnx")
-    if prints and target.capabilities:
-        raise OptionError(f"trtexec is TensorRT's; {target.title} builds on any machine: leave out --print-trtexec")
-    if arguments.timing_cache is not None and not (builds and target.timing_cache):
-        raise OptionError("--timing-cache is for builds with --target trt; TensorRT for RTX measures nothing")
-    bundle = Bundle(arguments.bundle)
-    check_bundle(bundle.manifest)
-    max_length = check_lengths(bundle.manifest, arguments.max_length, arguments.max_batch)
-    if builds:
-        require_module(target)
-    device = find_device()
-    capability = choose_capability(target, arguments.sm, device.capability if device else None, builds)
-    check_chip(bundle.manifest, capability)
-    options = Options(target, capability, max_length, arguments.max_batch)
 
     console = Console()
-    if prints:
-        try:
-            plugin: Path | None = engine_build.find_plugin(arguments.plugin)
-        except BackendError:
-            if arguments.plugin is not None:
-                raise
-            plugin = None
-        made = plans(bundle, options)
+    if arguments.check:
+        _check(arguments, console)
+        return
+    prints = arguments.print_trtexec or arguments.write_onnx is not None
+    builds = not prints and not arguments.register
+    target = _target(arguments, prints, builds)
+    bundle = Bundle(arguments.bundle)
+    checked.check_bundle(bundle.manifest)
+    max_length = checked.check_lengths(bundle.manifest, arguments.max_length, arguments.max_batch)
+    if builds:
+        target.require()
+    device = find_device()
+    capability = checked.choose_capability(target, arguments.sm, device.capability if device else None, builds)
+    checked.check_chip(bundle.manifest, capability)
+    options = checked.Options(
+        target,
+        capability,
+        max_length,
+        arguments.max_batch,
+        _plugin(arguments, needed=not prints),
+        (arguments.timing_cache or checked.default_timing_cache(capability)) if target.timing_cache else None,
+        arguments.overwrite,
+    )
+    if builds:
+        build(bundle, options, device, console)
+    elif arguments.register:
+        register(bundle, options, arguments.register, device, console)
+    else:
+        planned = plans(bundle, options)
         if arguments.write_onnx is not None:
-            engine_trtexec.write_graphs(bundle, made, arguments.write_onnx, arguments.overwrite)
+            write_graphs(bundle, planned, arguments.write_onnx, arguments.overwrite)
             console.say(f"{arguments.write_onnx}: the graphs of both plans, with links to their weights")
         if arguments.print_trtexec:
-            console.write(engine_trtexec.script(bundle, options, made, plugin, arguments.write_onnx) + "\n")
-        return
-    options = replace(
-        options,
-        plugin=engine_build.find_plugin(arguments.plugin),
-        timing_cache=(arguments.timing_cache or _timing_cache(capability)) if target.timing_cache else None,
-        overwrite=arguments.overwrite,
-    )
-    if arguments.register:
-        engine_build.register(bundle, options, arguments.register, device, console)
-        return
-    engine_build.build(bundle, options, plans(bundle, options), device, console)
+            console.write(script(bundle, options, planned, arguments.write_onnx) + "\n")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--bundle", required=True, metavar="BUNDLE", help="the bundle to build for")
     add("--target", choices=tuple(TARGETS), help=_TARGET_HELP)
-    add("--sm", type=int, metavar="NN", help="compute capability to build for, as 89 (default: the GPU at hand)")
-    add("--max-length", type=int, metavar="N", help="tokens that caches hold (default, and most: the bundle's)")
+    add("--sm", type=int, metavar="NN", help="compute capability to build for, 89 for 8.9 (default: the GPU at hand)")
+    add("--max-length", type=int, metavar="N", help="tokens that the caches hold; the bundle's own limit by default")
     add("--max-batch", type=int, default=1, metavar="N", help="conversations computed at once (default 1)")
-    add("--plugin", type=Path, metavar="PATH", help="the plugin library (default: the one that cmake built)")
-    add("--timing-cache", type=Path, metavar="FILE", help="what TensorRT measured, kept for its next build")
-    add("--overwrite", action="store_true", help="replace plans that are there already")
-    add("--print-trtexec", action="store_true", help="build nothing, print the commands that do it with trtexec")
-    add("--write-onnx", type=Path, metavar="FOLDER", help="build nothing, write the graphs that trtexec takes")
-    add("--register", type=Path, nargs="+", metavar="PLAN", help="take plans that trtexec built into the bundle")
-    add("--check", action="store_true", help="build nothing, compare the registered engines with what was recorded")
+    add("--plugin", type=Path, metavar="PATH", help="the plugin library (default: the one that monoedge plugin built)")
+    add("--timing-cache", type=Path, metavar="FILE", help="where TensorRT keeps its measurements for the next build")
+    add("--overwrite", action="store_true", help="replace plans and files that exist")
+    add("--print-trtexec", action="store_true", help="build nothing; print the commands that build with trtexec")
+    add("--write-onnx", type=Path, metavar="FOLDER", help="build nothing; write the graphs that trtexec takes")
+    add("--register", type=Path, nargs="+", metavar="PLAN", help="build nothing; register plans that trtexec built")
+    add("--check", action="store_true", help="build nothing; compare registered engines with what was recorded")
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    from export.engines import build as engine_build
-    from export.engines import verify as engine_verify
+def _target(arguments: argparse.Namespace, prints: bool, builds: bool) -> Target:
+    if arguments.target is None:
+        raise OptionError(f"name the TensorRT to build for with --target: {', '.join(TARGETS)}")
+    target = TARGETS[arguments.target]
+    if prints and arguments.register:
+        raise OptionError("--register takes plans that are built already: leave out --print-trtexec and --write-onnx")
+    if prints and target.capabilities:
+        raise OptionError(
+            f"trtexec is TensorRT's; {target.title} builds on any machine: leave out --print-trtexec and --write-onnx"
+        )
+    if arguments.timing_cache is not None and not (builds and target.timing_cache):
+        raise OptionError("--timing-cache is for builds with --target trt; TensorRT for RTX measures nothing")
+    return target
+
+
+def _plugin(arguments: argparse.Namespace, needed: bool) -> Path | None:
+    """Finds the plugin library; None where it is neither named, nor needed, nor there."""
+    from runtime.backends.plugin_library import plugin_library
+
+    named: Path | None = arguments.plugin
+    if named is not None:
+        if not named.is_file():
+            raise BackendError(f"--plugin {named}: no such file")
+        return named.absolute()
+    try:
+        return plugin_library()
+    except BackendError:
+        if needed:
+            raise
+        return None
+
+
+def _check(arguments: argparse.Namespace, console: Console) -> None:
+    from export.engines.verify import check
     from runtime.backends.cuda.driver import find_device
     from runtime.bundle.reader import Bundle
-    from runtime.errors import BackendError, OptionError
 
     if arguments.register or arguments.print_trtexec or arguments.write_onnx is not None:
-        raise OptionError("--check is for engines that are registered: leave out what builds, prints or registers")
+        raise OptionError("--check is for registered engines: leave out --register, --print-trtexec and --write-onnx")
     bundle, device = Bundle(arguments.bundle), find_device()
     if device is None:
         raise BackendError("there is no GPU here: run this on the device that the engines are for")
-    engine_verify.check(bundle, arguments.target, engine_build.find_plugin(arguments.plugin), device, Console())
-
-
-def _timing_cache(capability: int) -> Path:
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return caches / f"monoedge/trt-sm{capability}.timing"
+    check(bundle, arguments.target, _plugin(arguments, needed=True), device, console)
 
 
 if __name__ == "__main__":

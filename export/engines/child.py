@@ -1,14 +1,13 @@
 """Builds one plan, in a process of its own: ``export.engines.process`` starts it.
 
 TensorRT ends the process where other libraries raise, and TensorRT for RTX finds its own library only by an
-environment variable that is read when a process starts. So whoever builds must be able to lose this process.
+environment variable that is read when a process starts.
 
 Standard input: the job as one line of JSON, then the graph. Standard output: events, one JSON object a line.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
@@ -20,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from export.writer import HashingFile
-from runtime.backends.tensorrt.library import load_plugins, make_logger
+from runtime.backends.tensorrt.library import TensorRT
+from runtime.bundle.targets import TARGETS
 from runtime.console.files import replaced
+from runtime.errors import BackendError, MonoedgeError
 
 # TensorRT's module is known when it is chosen, so that everything of it is Any here.
 # ruff: noqa: ANN401
@@ -33,62 +34,47 @@ _INTERVAL = 0.1
 """Seconds between two reports of progress."""
 
 
-class BuildError(Exception):
-    """The job cannot be done. The message says why, or else what TensorRT reported does."""
-
-    def __init__(self, message: str, reported: bool = False) -> None:
-        super().__init__(message)
-        self.reported = reported
-
-
 def build(job: Mapping[str, Any], graph: bytes, event: Event) -> None:
     """Parses a graph, builds a plan and writes it to ``job["plan"]``.
 
     Raises:
-        BuildError: a step that failed; TensorRT's own words were reported as events.
+        BackendError: a step failed, with what TensorRT logged.
     """
-    try:
-        trt = importlib.import_module(job["module"])
-    except ImportError as error:
-        raise BuildError(f"{job['module']} is installed, but cannot be imported: {error}") from None
-    logger = make_logger(trt, lambda message: event(error=message))
-    # Without a logger of ours the first one would print.
-    builder = trt.Builder(logger)
-    if job["plugin"]:
-        wrong = load_plugins(trt, job["plugin"], job["operators"])
-        if wrong:
-            raise BuildError(wrong, reported=True)
+    target = TARGETS[job["target"]]
+    tensorrt = TensorRT(target, lambda message: event(error=message))
+    trt = tensorrt.trt
+    # First, with our logger: whatever is made without one prints.
+    builder = trt.Builder(tensorrt.logger)
+    tensorrt.load_plugins(Path(job["library"]), job["plugins"])
     network = builder.create_network(_creation_flags(trt))
-    parser = trt.OnnxParser(network, logger)
+    parser = trt.OnnxParser(network, tensorrt.logger)
     missing = sorted(name for name in job["standard_operators"] if not parser.supports_operator(name))
     if missing:
-        raise BuildError(
-            f"the ONNX parser of {job['title']} {trt.__version__} does not have {', '.join(missing)}: {job['needs']}"
-        )
+        raise tensorrt.error(f"its ONNX parser does not have {', '.join(missing)}", target.needs)
     event(phase="parsing", fraction=0.0)
     if not parser.parse(graph, job["graph"]):
-        raise _parse_error(parser)
+        raise _parse_error(tensorrt, parser)
     config = builder.create_builder_config()
-    if job["capability"]:
+    if target.capabilities:
         config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, job["capability"]), 0)
+        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{job['capability']}"), 0)
     config.progress_monitor = _monitor(trt, event)
     for shapes in job["profiles"]:
         profile = builder.create_optimization_profile()
         for name, (minimum, optimum, maximum) in shapes.items():
             profile.set_shape(name, minimum, optimum, maximum)
         if config.add_optimization_profile(profile) < 0:
-            raise BuildError("refused an optimization profile", reported=True)
+            raise tensorrt.error("refused an optimization profile")
     cache = Path(job["timing_cache"]) if job["timing_cache"] else None
     if cache is not None:
         _use_timing_cache(config, cache, event)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise BuildError("could not build the plan", reported=True)
+        raise tensorrt.error("could not build the plan")
     _write(plan, Path(job["plan"]), event)
     if cache is not None:
         _keep_timing_cache(config, cache, event)
-    event(done=trt.__version__)
+    event(done=tensorrt.version)
 
 
 def _creation_flags(trt: Any) -> int:
@@ -97,16 +83,16 @@ def _creation_flags(trt: Any) -> int:
     return 0 if flag is None else 1 << int(flag)
 
 
-def _parse_error(parser: Any) -> BuildError:
+def _parse_error(tensorrt: TensorRT, parser: Any) -> BackendError:
     error = parser.get_error(0) if parser.num_errors else None
     if error is None or not error.node_operator():
-        return BuildError("could not parse the graph", reported=True)
+        return tensorrt.error("could not parse the graph")
     node = f"{error.node_operator()} {error.node_name()}".strip()
-    return BuildError(f"could not parse {node}: {error.desc().splitlines()[0]}")
+    return tensorrt.error(f"could not parse {node}", error.desc().splitlines()[0])
 
 
 def _monitor(trt: Any, event: Event) -> Any:
-    """Phases within phases, told as one fraction. TensorRT calls from several threads, one at a time."""
+    """Reports nested phases as one fraction. TensorRT calls from several threads, one at a time."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -137,7 +123,7 @@ def _monitor(trt: Any, event: Event) -> Any:
 
 
 def fraction(phases: list[list[int]]) -> float:
-    """How much is done, of phases of which each is one step of the one before: [steps done, steps]."""
+    """Returns how much is done of nested phases, [steps done, steps] each; a phase is one step of the one before it."""
     done = 0.0
     for finished, steps in reversed(phases):
         done = min(finished + done, steps) / steps
@@ -151,7 +137,7 @@ def _use_timing_cache(config: Any, file: Path, event: Event) -> None:
         data = b""
     cache = config.create_timing_cache(data)
     if cache is None or not config.set_timing_cache(cache, False):
-        event(note=f"{file} is of another TensorRT or GPU, and is started anew")
+        event(note=f"{file} was made by another TensorRT or on another GPU: its measurements are not used")
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
@@ -161,8 +147,8 @@ def _keep_timing_cache(config: Any, file: Path, event: Event) -> None:
         with replaced(file) as partial:
             partial.write_bytes(memoryview(config.get_timing_cache().serialize()))
     except OSError as error:
-        # The plan is there; the next build only takes longer.
-        event(note=f"{file} was not written: {error.strerror}")
+        # The plan is there all the same.
+        event(note=f"{file} could not be written ({error.strerror}): the next build measures again")
 
 
 def _write(plan: Any, path: Path, event: Event) -> None:
@@ -173,7 +159,7 @@ def _write(plan: Any, path: Path, event: Event) -> None:
             file.write(data[start : start + _BLOCK])
         file.close()
     except OSError as error:
-        raise BuildError(f"could not write {path.parent}: {error.strerror}") from None
+        raise BackendError(f"could not write {path.parent}: {error.strerror}") from None
     record = file.record()
     event(size=record.size, sha256=record.sha256)
 
@@ -199,8 +185,8 @@ def main() -> None:
     job = json.loads(sys.stdin.buffer.readline())
     try:
         build(job, sys.stdin.buffer.read(), event)
-    except BuildError as error:
-        event(failed=str(error), reported=error.reported)
+    except MonoedgeError as error:
+        event(failed=str(error))
 
 
 if __name__ == "__main__":

@@ -19,43 +19,21 @@ from export.engines.network import (
     input_shapes,
     vision_profile,
 )
+from export.engines.options import Options
 from export.engines.parser import check_graph, load_parser
 from export.passes.portable import portable
-from plugins_trt.schema import DOMAIN, PLUGIN_OPERATORS, VERSION
+from plugins_trt.schema import DOMAIN, VERSION
 from runtime.bundle.engines import WEIGHTS, plan_name
 from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, EngineRecord, FileRecord, Manifest
 from runtime.bundle.reader import Bundle
 from runtime.bundle.targets import Target
-from runtime.errors import BundleError, OptionError
+from runtime.errors import BundleError
 
 PREFILL_CHUNK = 1024
 """Tokens that the prefill profile takes at once; longer prompts come in chunks. Four tiles of an image fill one."""
 
 PORTABLE_CHUNK = 512
 """The same for portable graphs, whose scores, [heads, chunk, capacity + chunk], may all be in memory in float32."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user chose, checked.
-
-    Attributes:
-        target: what builds.
-        capability: the GPU to build for, 89 for 8.9.
-        max_length: tokens that the caches hold.
-        max_batch: conversations that are computed at once.
-        plugin: the plugin library; None where nothing is built.
-        timing_cache: the file that a build reads and renews, where the target has one.
-        overwrite: replace plans that are there.
-    """
-
-    target: Target
-    capability: int
-    max_length: int
-    max_batch: int
-    plugin: Path | None = None
-    timing_cache: Path | None = None
-    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,61 +58,10 @@ class Plan:
         return sorted({node.op_type for node in self.model.graph.node if node.domain != DOMAIN})
 
     @property
-    def plugins(self) -> list[tuple[str, str]]:
+    def plugins(self) -> dict[str, int]:
         """Name and version of each plugin in the graph."""
         names = sorted({node.op_type for node in self.model.graph.node if node.domain == DOMAIN})
-        return [(name, str(VERSION)) for name in names]
-
-
-def check_bundle(manifest: Manifest) -> None:
-    """Whether plans can be built of a bundle at all.
-
-    Raises:
-        BundleError: of another operator version, in fp32, or made for a CPU.
-    """
-    if manifest.by_expert:
-        raise BundleError("the bundle is made for ONNX Runtime on a CPU: for TensorRT export one with --dtype bf16")
-    ours = {operator.name for operator in PLUGIN_OPERATORS}
-    for name, version in manifest.operators.items():
-        if name not in ours or version != VERSION:
-            raise BundleError(
-                f"the bundle uses version {version} of operator {name}, the plugin has "
-                f"{VERSION if name in ours else 'none'}: export it again with the monoedge installed here"
-            )
-    if manifest.precision == "fp32":
-        raise BundleError(
-            "the bundle is fp32, and TensorRT's fused attention has no fp32 kernel: export it again with --dtype bf16"
-        )
-
-
-def check_chip(manifest: Manifest, capability: int) -> None:
-    """Whether a chip computes in the bundle's number format.
-
-    Raises:
-        BundleError: it does not.
-    """
-    if manifest.precision == "bf16" and capability < 80:
-        raise BundleError(
-            f"the bundle is bf16, which SM {capability} does not compute in (8.0 and later do): export it again with "
-            "--dtype fp16; the released weights overflow in that"
-        )
-
-
-def check_lengths(manifest: Manifest, max_length: int | None, max_batch: int) -> int:
-    """The tokens that caches are to hold.
-
-    Raises:
-        OptionError: more than the bundle has positions for, or a number below 1.
-    """
-    most = manifest.model.max_length
-    if max_length is not None and not 1 <= max_length <= most:
-        raise OptionError(
-            f"--max-length {max_length} does not fit: the bundle has {most} positions; more take an export with "
-            "another --max-length"
-        )
-    if max_batch < 1:
-        raise OptionError(f"--max-batch must be 1 or more, got {max_batch}")
-    return most if max_length is None else max_length
+        return dict.fromkeys(names, VERSION)
 
 
 def plans(bundle: Bundle, options: Options) -> tuple[Plan, Plan]:
@@ -189,10 +116,16 @@ def load_graph(bundle: Bundle, name: str) -> onnx.ModelProto:
         raise BundleError(f"{path} cannot be read ({error}): export the bundle again") from None
 
 
-def record(
-    manifest: Manifest, options: Options, graph: str, file: FileRecord, tensorrt: str, plugin_sha256: str
-) -> EngineRecord:
-    """What the manifest will say of a plan; the plugin counts where the graph has one."""
+def record(manifest: Manifest, options: Options, graph: str, file: FileRecord, tensorrt: str) -> EngineRecord:
+    """Returns what the manifest will say of a plan.
+
+    Args:
+        manifest: of the bundle.
+        options: what it was built with and for.
+        graph: the graph that it was built from.
+        file: size and hash of the plan.
+        tensorrt: version of TensorRT.
+    """
     return EngineRecord(
         size=file.size,
         sha256=file.sha256,
@@ -200,7 +133,7 @@ def record(
         target=options.target.name,
         tensorrt=tensorrt,
         compute_capability=options.capability,
-        plugin_sha256=plugin_sha256 if graph == DECODER_GRAPH else "",
+        plugin_sha256=options.plugin_sha256 if graph == DECODER_GRAPH else "",
         graph_sha256=manifest.files[graph].sha256,
         weights_sha256=manifest.files[WEIGHTS[graph]].sha256,
         max_length=options.max_length,

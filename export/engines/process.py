@@ -1,4 +1,4 @@
-"""The process that builds a plan, seen from outside: started, listened to, ended with us."""
+"""Starts the process that builds a plan, listens to it, and ends it with this one."""
 
 from __future__ import annotations
 
@@ -8,52 +8,45 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from export.engines.plan import Options, Plan
+from export.engines.options import Options
+from export.engines.plan import Plan
+from runtime.backends.tensorrt.library import NAMESPACE
 from runtime.bundle.manifest import FileRecord
 from runtime.bundle.targets import Target
 from runtime.console.console import Console
 from runtime.errors import BackendError
 
-Progress = Callable[[str, float], None]
-"""Told the phase and the fraction that is done."""
 
-_OURS = "[monoedge]"
-"""What lines of our plugin begin with."""
-
-
-def build_plan(
-    plan: Plan, options: Options, graph: Path, output: Path, progress: Progress, console: Console
-) -> tuple[FileRecord, str]:
-    """Builds a plan into ``output``; returns its record and the version of TensorRT.
+def build_plan(plan: Plan, options: Options, graph: Path, output: Path, console: Console) -> tuple[FileRecord, str]:
+    """Builds a plan into a file.
 
     Args:
         plan: what to build.
-        options: what to build with, and for which GPU.
+        options: what to build it with and for.
         graph: the original of the plan's graph, which the weights lie beside.
         output: the file to write.
-        progress: called now and then.
-        console: told what the user should know.
+        console: shows the progress.
+
+    Returns:
+        Size and hash of the plan, and the version of TensorRT.
 
     Raises:
-        BackendError: the plan could not be built, with the first of what TensorRT said.
+        BackendError: the plan could not be built, with the first error that TensorRT logged.
     """
-    target = options.target
     job = {
-        "module": target.module,
-        "title": target.title,
-        "plugin": str(options.plugin) if plan.plugins else None,
-        "operators": plan.plugins,
+        "target": options.target.name,
+        "library": str(options.plugin),
+        "plugins": plan.plugins,
         "standard_operators": plan.standard_operators,
-        "needs": target.needs,
         "graph": str(graph.absolute()),
-        "capability": f"SM{options.capability}" if target.capabilities else None,
+        "capability": options.capability,
         "profiles": [
             {name: list(asdict(shapes).values()) for name, shapes in profile.items()} for profile in plan.profiles
         ],
@@ -62,48 +55,59 @@ def build_plan(
     }
     heard: dict[str, Any] = {}
     errors: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="monoedge-") as folder:
-        words = Path(folder) / "stderr"
-        with words.open("wb") as stderr, _child(_environment(target, Path(folder)), stderr) as process:
+    with tempfile.TemporaryDirectory(prefix="monoedge-") as folder, console.phases(output.name) as tell:
+        log = Path(folder) / "stderr"
+        environment = child_environment() | _library_path(options.target, Path(folder))
+        with log.open("wb") as stderr, _child(environment, stderr) as process:
             for event in _events(process, job, plan.model.SerializeToString()):
                 if "fraction" in event:
-                    progress(event["phase"], event["fraction"])
+                    tell(event["phase"], event["fraction"])
                 elif "error" in event:
                     errors.append(event["error"])
                 elif "note" in event:
                     console.say(event["note"])
                 else:
                     heard |= event
-        said = words.read_text(errors="replace").splitlines()
+        printed = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     if "done" in heard and process.returncode == 0:
         return FileRecord(heard["size"], heard["sha256"]), heard["done"]
-    raise BackendError(
-        _told(
-            plan.graph, target.title, heard.get("failed"), heard.get("reported", True), process.returncode, errors, said
-        )
-    )
+    # A plugin of ours tells most, then TensorRT's first error, then what was printed last.
+    ours = [line for line in (*errors, *printed) if f"[{NAMESPACE}]" in line]
+    if "failed" in heard:
+        reason = f": {ours[0]}" if ours and ours[0] not in heard["failed"] else ""
+        raise BackendError(" ".join(f"{plan.graph}: {heard['failed']}{reason}".split()))
+    ended = how_it_ended(process.returncode, next(iter([*ours, *errors, *printed[-1:]]), ""))
+    raise BackendError(f"{plan.graph}: the process that builds with {options.target.title} {ended}")
 
 
-def _environment(target: Target, folder: Path) -> dict[str, str]:
-    """The child's environment: our packages where they are, and the name that the target's parser asks for.
+def child_environment() -> dict[str, str]:
+    """Returns this process's environment, in which Python finds our packages where they are."""
+    ours = str(Path(__file__).resolve().parents[2])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [ours, os.environ.get("PYTHONPATH")]))}
+
+
+def how_it_ended(code: int, reason: str) -> str:
+    """Says in one line how a process ended: ``ended with SIGABRT: terminate called …``."""
+    name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return " ".join(f"ended with {name}{': ' if reason else ''}{reason}".split())
+
+
+def _library_path(target: Target, folder: Path) -> dict[str, str]:
+    """Puts the name that the target's parser opens its library by into ``folder``; returns the variable that says so.
 
     Loading the library first, or setting the variable in a process that runs already, does not help: the name is
     searched again, and the variable is read when a process starts.
     """
-    environment = dict(os.environ)
-    ours = str(Path(__file__).resolve().parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [ours, environment.get("PYTHONPATH")]))
-    if target.link is not None:
-        name, shipped = target.link
-        spec = find_spec(f"{target.module}_libs")
-        places = [] if spec is None else list(spec.submodule_search_locations or [])
-        library = next((Path(place) / shipped for place in places if (Path(place) / shipped).is_file()), None)
-        # Without the wheel the library is the system's, which has the name.
-        if library is not None:
-            (folder / name).symlink_to(library.resolve())
-            search = [str(folder), environment.get("LD_LIBRARY_PATH")]
-            environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, search))
-    return environment
+    if target.link is None:
+        return {}
+    name, shipped = target.link
+    spec = find_spec(f"{target.module}_libs")
+    places = [] if spec is None else list(spec.submodule_search_locations or [])
+    library = next((Path(place) / shipped for place in places if (Path(place) / shipped).is_file()), None)
+    if library is None:  # without the wheel the library is the system's, which has the name
+        return {}
+    (folder / name).symlink_to(library.resolve())
+    return {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("LD_LIBRARY_PATH")]))}
 
 
 @contextmanager
@@ -138,19 +142,3 @@ def _events(process: subprocess.Popen[bytes], job: Mapping[str, Any], graph: byt
         pass
     for line in process.stdout:
         yield json.loads(line)
-
-
-def _told(
-    graph: str, title: str, failed: str | None, reported: bool, code: int, errors: list[str], said: list[str]
-) -> str:
-    """One line of all that was said.
-
-    Our plugin's words come first. Unless ``failed`` says it all, TensorRT's first error follows, or last words.
-    """
-    ours = [line for line in (*errors, *said) if _OURS in line]
-    last = [line for line in said if line.strip()][-1:]
-    if failed is None:
-        ended = f"ended with {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        failed = f"the process that builds {ended}"
-    words = [*ours, *(errors + last if reported else []), ""][0]
-    return " ".join(f"{title}, {graph}: {failed}{': ' if words else ''}{words}".split())

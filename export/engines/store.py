@@ -1,4 +1,4 @@
-"""Plans into a bundle: room made, files put in place, the manifest rewritten."""
+"""Plans written into a bundle: the disk checked, files put in place, the manifest rewritten."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from export.engines.options import Options
 from export.writer import rewrite_manifest
 from runtime.bundle.engines import FOLDER, why_stale
 from runtime.bundle.manifest import EngineRecord, FileRecord
@@ -20,76 +21,80 @@ from runtime.errors import BundleError
 MARGIN = 64 << 20
 """Bytes beyond its weights that a plan may take; for the example models it was up to 7 MB."""
 
+Staged = Mapping[str, tuple[Path, EngineRecord]]
+"""Finished plans by their names in the bundle: the file as it lies now, and what the manifest will say of it."""
 
-def refuse_existing(bundle: Bundle, names: list[str], plugin_sha256: str | None, overwrite: bool) -> None:
+
+def refuse_existing(bundle: Bundle, names: list[str], options: Options) -> None:
     """Looks for plans of these names, before any work.
 
     Raises:
-        BundleError: one is there, and it is not to be replaced.
+        BundleError: one exists, and is not to be replaced.
     """
     for name in names:
-        if overwrite or not bundle.path(name).exists():
+        if options.overwrite or not bundle.path(name).exists():
             continue
         record = bundle.manifest.engines.get(name)
         if record is None:
             state = "no entry in the manifest"
         else:
-            stale = why_stale(name, record, bundle.manifest, plugin_sha256, bundle.folder)
+            stale = why_stale(name, record, bundle.manifest, options.plugin_sha256, bundle.folder)
             state = f"stale: {stale.split(': build it again', maxsplit=1)[0]}" if stale else "up to date"
         raise BundleError(f"{bundle.path(name)} exists already ({state}): add --overwrite to build it again")
 
 
 @contextlib.contextmanager
-def staging_folder(bundle: Bundle) -> Iterator[Path]:
-    """A hidden folder in ``engines/`` that plans are written in; whatever is left in it goes with it.
+def staging_folder(bundle: Bundle, size: int) -> Iterator[Path]:
+    """Gives a hidden folder in ``engines/`` to write plans in; it is deleted at the end, with what is left in it.
+
+    It is made before the build, so that a bundle that cannot be written is refused before hours of work.
+
+    Args:
+        bundle: an opened bundle.
+        size: bytes of weights in the plans.
 
     Raises:
-        BundleError: the bundle cannot be written.
+        BundleError: the bundle cannot be written, or the disk has no room for plans of that size.
     """
     engines = bundle.path(FOLDER)
-    made = not engines.exists()
+    existed = engines.exists()
     try:
         engines.mkdir(exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".partial-", dir=engines))
+        folder = tempfile.TemporaryDirectory(prefix=".partial-", dir=engines, ignore_cleanup_errors=True)
     except OSError as error:
         raise BundleError(
             f"{engines} cannot be written ({error.strerror}): copy the bundle to where you may write"
         ) from None
     try:
-        yield folder
+        with folder:
+            free = shutil.disk_usage(engines).free
+            if free < size + MARGIN:
+                raise BundleError(
+                    f"the plans need up to {size_text(size + MARGIN)}, {engines} has {size_text(free)} free: "
+                    "free some space, or copy the bundle to another disk"
+                )
+            yield Path(folder.name)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if made:
+        if not existed:
             with contextlib.suppress(OSError):
                 engines.rmdir()
 
 
-def require_space(folder: Path, size: int) -> None:
-    """Checks that plans of ``size`` bytes of weights fit on the disk.
-
-    Raises:
-        BundleError: they do not, with both numbers.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < size + MARGIN:
-        raise BundleError(
-            f"the plans need up to {size_text(size + MARGIN)}, {folder.parent} has {size_text(free)} free: "
-            "free some space, or copy the bundle to another disk"
-        )
-
-
-def put_in_place(bundle: Bundle, partial: Mapping[str, Path], records: Mapping[str, EngineRecord]) -> None:
-    """Renames finished plans to their names, then rewrites the manifest, so that none is in it before it is there.
+def put_in_place(bundle: Bundle, staged: Staged) -> None:
+    """Renames plans to their names, then rewrites the manifest, so that none is in it before it is there.
 
     Raises:
         BundleError: the bundle cannot be written, or is no bundle any more.
     """
     try:
-        for name, file in partial.items():
+        for name, (file, _) in staged.items():
+            if file == bundle.path(name):
+                continue
             file.chmod(0o644)
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
             file.replace(bundle.path(name))
+        records = {name: record for name, (_, record) in staged.items()}
         # Of the manifest as it is now: another target may have been built meanwhile.
         rewrite_manifest(
             bundle.folder,
@@ -99,8 +104,8 @@ def put_in_place(bundle: Bundle, partial: Mapping[str, Path], records: Mapping[s
         raise BundleError(f"{bundle.folder} cannot be written: {error.strerror}") from None
 
 
-def copy_plan(plan: Path, target: Path) -> FileRecord:
-    """A plan from elsewhere, copied to ``target``.
+def copy_plan(plan: Path, target: Path) -> None:
+    """Copies a plan from elsewhere.
 
     Raises:
         BundleError: it cannot be read or written.
@@ -109,19 +114,18 @@ def copy_plan(plan: Path, target: Path) -> FileRecord:
         shutil.copyfile(plan, target)
     except OSError as error:
         raise BundleError(f"{plan} cannot be copied to {target.parent}: {error.strerror}") from None
-    return file_record(target)
 
 
 def file_record(plan: Path) -> FileRecord:
-    """Size and hash of a plan."""
+    """Returns size and hash of a plan."""
     return FileRecord(plan.stat().st_size, sha256_of(plan))
 
 
 def plan_version(plan: Path, target: Target) -> str:
-    """The version of TensorRT that wrote a plan, from its first bytes, where ``trtexec --getPlanVersionOnly`` looks.
+    """Reads which TensorRT wrote a plan from its first bytes, as ``trtexec --getPlanVersionOnly`` does.
 
     Raises:
-        BundleError: not a plan, or not of this target.
+        BundleError: it is no plan, or one of another TensorRT.
     """
     try:
         with plan.open("rb") as stream:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from export.engines.network import InputShapes
-from export.engines.plan import Options, Plan
+from export.engines.options import Options
+from export.engines.plan import Plan
 from runtime.backends.plugin_library import VARIABLE
 from runtime.bundle.engines import FOLDER, WEIGHTS
 from runtime.bundle.manifest import DECODER_GRAPH
@@ -44,10 +45,15 @@ def write_graphs(bundle: Bundle, plans: tuple[Plan, ...], folder: Path, overwrit
         raise BundleError(f"{folder} cannot be written: {error.strerror}") from None
 
 
-def script(bundle: Bundle, options: Options, plans: tuple[Plan, ...], plugin: Path | None, folder: Path | None) -> str:
-    """Commands for a shell on the device: write the graphs, unless ``folder`` has them, build, register.
+def script(bundle: Bundle, options: Options, plans: tuple[Plan, ...], folder: Path | None) -> str:
+    """Returns commands for a shell on the device: write the graphs, build, register.
 
-    ``plugin`` is None where there is no library on this machine; the device's is taken from the variable then.
+    Args:
+        bundle: an opened bundle.
+        options: what to build with and for. Where there is no plugin library here, the commands take that of the device
+            from the environment variable.
+        plans: what to build.
+        folder: where the graphs are already; None writes them first.
     """
     command = ["python", "-m", "export.engine", "--bundle", str(bundle.folder), "--target", options.target.name]
     command += ["--sm", str(options.capability), "--max-length", str(options.max_length)]
@@ -60,12 +66,12 @@ def script(bundle: Bundle, options: Options, plans: tuple[Plan, ...], plugin: Pa
     for plan in plans:
         arguments = [shlex.quote(text) for text in _options(bundle, plan, folder)]
         if plan.graph == DECODER_GRAPH:
-            library = f'"${VARIABLE}"' if plugin is None else shlex.quote(str(plugin))
+            library = f'"${VARIABLE}"' if options.plugin is None else shlex.quote(str(options.plugin))
             arguments.insert(2, f"--staticPlugins={library}")
         lines += ["", " \\\n  ".join(["trtexec", *arguments])]
     register = ["--register", *(str(bundle.path(plan.name)) for plan in plans)]
-    if plugin is not None:
-        register += ["--plugin", str(plugin)]
+    if options.plugin is not None:
+        register += ["--plugin", str(options.plugin)]
     lines += ["", shlex.join([*command, *register])]
     return "\n".join(lines)
 

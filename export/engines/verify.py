@@ -1,47 +1,35 @@
-"""The check of new engines on the GPU that they were built for, in a process of its own.
+"""Compares engines with what was recorded, on the GPU that they were built for, in a process of its own.
 
-TensorRT ends the process where other libraries raise, so that an engine is tried in a process of its own.
+TensorRT ends the process where other libraries raise: so an engine that fails ends the other process, and is reported.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from export.engines.process import child_environment, how_it_ended
 from runtime.backends.cuda.driver import Device
 from runtime.backends.plugin_library import VARIABLE
+from runtime.bundle.engines import Plans
 from runtime.bundle.manifest import DECODER_GRAPH, EngineRecord
 from runtime.bundle.reader import Bundle
 from runtime.console.console import Console
 from runtime.errors import BackendError, BundleError, MonoedgeError
 
-Say = Callable[[str], None]
-Plans = Mapping[str, tuple[Path, EngineRecord]]
-"""File and record of the plan of each graph."""
 
-
-def verify(
-    bundle: Bundle,
-    new: Plans,
-    registered: Mapping[str, EngineRecord],
-    plugin: Path,
-    device: Device | None,
-    console: Console,
-) -> None:
-    """Compares new plans with what ONNX Runtime answered, where that can be done, and says what was done.
+def verify(bundle: Bundle, new: Plans, plugin: Path | None, device: Device | None, console: Console) -> None:
+    """Compares plans with what ONNX Runtime answered, where that is possible, and says what was done.
 
     Args:
-        bundle: the bundle that they were built of.
-        new: the plans to compare, of one target and chip.
-        registered: plans of the bundle, of which the decoder's is used where ``new`` has none.
+        bundle: the bundle that they were built from.
+        new: the plans to compare, of one target and GPU. Without a decoder among them, the registered one is used.
         plugin: the plugin library.
         device: the GPU here, if there is one.
         console: told the result.
@@ -49,23 +37,22 @@ def verify(
     Raises:
         BackendError: a plan cannot be loaded, fails, or disagrees.
     """
-    reason = _why_not(bundle, new, device)
-    recorded = None if reason else _recorded(bundle, console)
-    if reason is None and recorded is None:
-        reason = f"the bundle has no recorded set, and onnxruntime, which makes it, is not here; {_remedy(bundle)}"
-    if reason is None:
-        plans = {**_decoder(bundle, new, registered), **new}
-        reason = (
-            _compare(bundle, plans, tuple(new), plugin, console)
-            if DECODER_GRAPH in plans
-            else "there is no decoder yet"
-        )
+    reason = (
+        _why_not_here(bundle, new, device) or _why_unrecorded(bundle, console) or _compare(bundle, new, plugin, console)
+    )
     if reason:
         console.say(f"not checked: what the engine answers, since {reason}")
 
 
-def check(bundle: Bundle, target: str | None, plugin: Path, device: Device, console: Console) -> None:
+def check(bundle: Bundle, target: str | None, plugin: Path | None, device: Device, console: Console) -> None:
     """Compares the registered engines for a GPU.
+
+    Args:
+        bundle: the bundle.
+        target: compare only those of this target.
+        plugin: the plugin library.
+        device: the GPU.
+        console: told the results.
 
     Raises:
         BundleError: there are none.
@@ -80,65 +67,61 @@ def check(bundle: Bundle, target: str | None, plugin: Path, device: Device, cons
         raise BundleError(f"{bundle.folder} has no engines for {wanted}SM {device.capability}, {device.name}")
     for name, plans in found.items():
         console.say(f"checking {name}, SM {device.capability}")
-        verify(bundle, plans, {}, plugin, device, console)
+        verify(bundle, plans, plugin, device, console)
 
 
-def _why_not(bundle: Bundle, new: Plans, device: Device | None) -> str | None:
+def _why_not_here(bundle: Bundle, new: Plans, device: Device | None) -> str | None:
     record = next(iter(new.values()))[1]
+    later = f"on the device: python -m export.engine --bundle {bundle.folder} --check"
     if device is None:
-        return f"there is no GPU here; on the device: python -m export.engine --bundle {bundle.folder} --check"
+        return f"there is no GPU here; {later}"
     if device.capability != record.compute_capability:
-        return (
-            f"it is for SM {record.compute_capability}, this GPU is SM {device.capability}; on the device: "
-            f"python -m export.engine --bundle {bundle.folder} --check"
-        )
+        return f"it is for SM {record.compute_capability}, this GPU is SM {device.capability}; {later}"
     if record.max_batch > 1:
         return f"it takes {record.max_batch} conversations at once, the runtime runs one"
     return None
 
 
-def _decoder(
-    bundle: Bundle, new: Plans, registered: Mapping[str, EngineRecord]
-) -> dict[str, tuple[Path, EngineRecord]]:
-    """The registered decoder for the same chip, by the same builder."""
-    first = next(iter(new.values()))[1]
-    return {
-        record.graph: (bundle.path(name), record)
-        for name, record in registered.items()
-        if (record.graph, record.target, record.compute_capability)
-        == (DECODER_GRAPH, first.target, first.compute_capability)
-    }
-
-
-def _recorded(bundle: Bundle, console: Console) -> Bundle | None:
-    """The bundle with a recorded set, made now if it has none; None where that cannot be."""
+def _why_unrecorded(bundle: Bundle, console: Console) -> str | None:
+    """Makes the recorded set of a bundle that has none; says why that cannot be."""
     from export.recorded import format as recording_format
 
     reason = recording_format.why_missing(bundle)
     if reason is None:
-        return bundle
-    if find_spec("onnxruntime") is None:
         return None
+    if find_spec("onnxruntime") is None:
+        return (
+            "the bundle has no recorded set, and onnxruntime, which makes it, is not installed here; where it is: "
+            f"python -m export.recording --bundle {bundle.folder}"
+        )
     from export.recorded import make as recording_make
 
     console.say(f"recording what ONNX Runtime answers, since {reason}")
     recording_make.put(bundle, recording_make.record(bundle, lambda size: None))
-    return Bundle(bundle.folder)
+    return None
 
 
-def _remedy(bundle: Bundle) -> str:
-    return f"where it is: python -m export.recording --bundle {bundle.folder}"
+def _registered_decoder(bundle: Bundle, new: Plans) -> Plans:
+    """Returns the decoder for the same GPU, by the same TensorRT, if the bundle has one."""
+    first = next(iter(new.values()))[1]
+    wanted = (DECODER_GRAPH, first.target, first.compute_capability)
+    return {
+        record.graph: (bundle.path(name), record)
+        for name, record in bundle.manifest.engines.items()
+        if (record.graph, record.target, record.compute_capability) == wanted
+    }
 
 
-def _compare(bundle: Bundle, plans: Plans, graphs: tuple[str, ...], plugin: Path, console: Console) -> str | None:
-    """Compares in another process; returns why that could not be, or None where the plans agree."""
+def _compare(bundle: Bundle, new: Plans, plugin: Path | None, console: Console) -> str | None:
+    """Compares in another process; says why that is impossible."""
+    plans = {**_registered_decoder(bundle, new), **new}
+    if DECODER_GRAPH not in plans:
+        return "there is no decoder yet"
     job = {
         "bundle": str(bundle.folder.absolute()),
         "plans": {graph: [str(path.absolute()), asdict(record)] for graph, (path, record) in plans.items()},
-        "graphs": graphs,
+        "graphs": tuple(new),
     }
-    ours = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [ours, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-m", "export.engines.verify"],
         input=json.dumps(job),
@@ -146,17 +129,16 @@ def _compare(bundle: Bundle, plans: Plans, graphs: tuple[str, ...], plugin: Path
         text=True,
         errors="replace",
         check=False,
-        env={**os.environ, "PYTHONPATH": path, VARIABLE: str(plugin)},
+        env=child_environment() | ({} if plugin is None else {VARIABLE: str(plugin)}),
     )
-    words = [line for line in done.stderr.splitlines() if line.strip()]
     try:
         answer = json.loads(done.stdout.splitlines()[-1]) if not done.returncode else {}
     except (IndexError, ValueError):
         answer = {}
     if not answer:
-        code = done.returncode
-        ended = f"ended with {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        raise BackendError(f"the process that tries the engine {ended}{': ' if words else ''}{''.join(words[-1:])}")
+        printed = [line for line in done.stderr.splitlines() if line.strip()]
+        ended = how_it_ended(done.returncode, "".join(printed[-1:]))
+        raise BackendError(f"the process that tries the engine {ended}")
     if "refused" in answer:
         raise BackendError(answer["refused"])
     if "agrees" in answer:
@@ -169,7 +151,7 @@ def _compare(bundle: Bundle, plans: Plans, graphs: tuple[str, ...], plugin: Path
 
 
 def _try(job: dict[str, Any]) -> dict[str, Any]:
-    """In the other process: what came of it."""
+    """Runs in the other process: compares, and returns what came of it."""
     from export.recorded import compare as engine_compare
     from export.recorded import format as recording_format
 

@@ -6,14 +6,13 @@ is whether it is an error, which becomes one line with the first of TensorRT's o
 
 from __future__ import annotations
 
-import importlib
 import mmap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from runtime.backends.cuda.device import Device, Memory
-from runtime.backends.tensorrt.library import load_plugins, make_logger
+from runtime.backends.tensorrt.library import TensorRT
 from runtime.backends.tensorrt.plan import PlanInfo, Shape, ShapeRange, TensorInfo
 from runtime.bundle.targets import Target
 from runtime.errors import BackendError
@@ -22,32 +21,19 @@ from runtime.errors import BackendError
 # ruff: noqa: ANN401
 
 
-class TensorRT:
-    """One TensorRT of this process.
+class TensorRTRuntime(TensorRT):
+    """A TensorRT that runs plans.
+
+    Args:
+        target: which.
 
     Raises:
         BackendError: it cannot be imported.
     """
 
     def __init__(self, target: Target) -> None:
-        try:
-            self.trt: Any = importlib.import_module(target.module)
-        except ImportError as error:
-            raise BackendError(f"{target.module} cannot be imported: {error}; {target.remedy}") from None
-        self.title, self.version = target.title, str(self.trt.__version__)
-        self._said: list[str] = []
-        self.logger = make_logger(self.trt, self._said.append)
+        super().__init__(target)
         self._runtime = self.trt.Runtime(self.logger)
-
-    def load_plugins(self, library: Path, operators: Mapping[str, int]) -> None:
-        """Registers our plugins, once a process.
-
-        Raises:
-            BackendError: the library cannot be loaded, or has not these operators in these versions.
-        """
-        wrong = load_plugins(self.trt, library, ((name, str(version)) for name, version in operators.items()))
-        if wrong:
-            raise self.error(wrong)
 
     def load(self, plan: Path, device: Device) -> TensorRTEngine:
         """Loads a plan onto the GPU, which is entered.
@@ -64,12 +50,6 @@ class TensorRT:
         if engine is None:
             raise self.error(f"cannot load {plan}")
         return TensorRTEngine(self, engine, device)
-
-    def error(self, what: str) -> BackendError:
-        """Makes an error of one line, with what TensorRT said first since the last: it tells most."""
-        first = "".join(f": {words}" for words in self._said[:1])
-        self._said.clear()
-        return BackendError(" ".join(f"{self.title} {self.version}: {what}{first}".split()))
 
 
 class TensorRTEngine:

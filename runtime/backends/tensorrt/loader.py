@@ -10,7 +10,7 @@ from typing import TypeVar
 from runtime.backends.cuda.device import Device
 from runtime.backends.plugin_library import plugin_library
 from runtime.backends.tensorrt.check import PlanError, decoder_layout, vision_layout
-from runtime.backends.tensorrt.engine import TensorRT
+from runtime.backends.tensorrt.engine import TensorRTRuntime
 from runtime.backends.tensorrt.execution import Engine
 from runtime.backends.tensorrt.plan import DecoderLayout, PlanInfo, VisionLayout
 from runtime.bundle.engines import Plans, choose_plans, rebuild_command, refused, why_foreign, why_stale
@@ -40,7 +40,7 @@ class Loader:
         bundle: Bundle,
         device: Device,
         plans: Plans | None = None,
-        start: Callable[[Target], TensorRT] = TensorRT,
+        start: Callable[[Target], TensorRTRuntime] = TensorRTRuntime,
     ) -> None:
         self._bundle, self._device = bundle, device
         self._plans = choose_plans(bundle, device.compute_capability) if plans is None else plans

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import onnx
 import pytest
@@ -23,11 +22,12 @@ from export.engine import main
 from export.engines import process as engine_process
 from export.engines import store as engine_store
 from export.engines.child import fraction
-from export.engines.plan import Options, Plan, check_bundle, plans
+from export.engines.options import Options, check_bundle
+from export.engines.plan import Plan, plans
 from runtime.bundle.engines import plan_name, why_stale
 from runtime.bundle.manifest import DECODER_GRAPH, DECODER_WEIGHTS, MANIFEST, VISION_GRAPH, VISION_WEIGHTS
 from runtime.bundle.reader import Bundle
-from runtime.bundle.targets import TARGETS
+from runtime.bundle.targets import TARGETS, Target
 from runtime.console.console import SILENT
 from runtime.console.run import run
 from runtime.errors import BackendError, BundleError
@@ -47,7 +47,7 @@ def rtx() -> None:
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every TensorRT is, as far as can be seen without importing it, and no GPU."""
-    monkeypatch.setattr("export.engines.target.importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("runtime.bundle.targets.find_spec", lambda name: object())
     monkeypatch.setattr("runtime.backends.cuda.driver.find_device", lambda: None)
 
 
@@ -213,9 +213,7 @@ def test_no_tensorrt(
 ) -> None:
     find = importlib.util.find_spec
     hidden = TARGETS[target].module
-    monkeypatch.setattr(
-        "export.engines.target.importlib.util.find_spec", lambda name: None if name == hidden else find(name)
-    )
+    monkeypatch.setattr("runtime.bundle.targets.find_spec", lambda name: None if name == hidden else find(name))
     before = tree(bundle)
     line = refusal(capsys, "--bundle", bundle, "--target", target, "--sm", "89")
     assert f"{hidden} is not installed" in line
@@ -245,7 +243,7 @@ def test_failed_build_keeps_what_was_there(
     before = tree(bundle)
     options = ["--bundle", bundle, "--target", "trt-rtx", "--sm", "89", "--plugin", plugin, "--overwrite"]
     line = refusal(capsys, *options)
-    assert f"decoder.onnx: cannot load the plugin library {plugin}" in line
+    assert f"decoder.onnx: TensorRT for RTX 1.7.1.116: cannot load the plugin library {plugin}" in line
     assert tree(bundle) == before
 
 
@@ -307,7 +305,7 @@ def no_room_for_the_prompt(plan: Plan) -> Plan:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (other_operator, "the ONNX parser of TensorRT for RTX 1.7.1.116 does not have NotAnOperator: 1.7.1 has all"),
+        (other_operator, "1.7.1.116: its ONNX parser does not have NotAnOperator: 1.7.1 has all"),
         (swapped_weights, "[monoedge] layers.0.feed_forward/FusedMoE: text_gate_up must be [2*inter, in]"),
         (no_room_for_the_prompt, "could not build the plan: "),
     ],
@@ -317,7 +315,7 @@ def test_told_in_one_line(rtx: None, bundle: Path, library: Path, change: Change
     with pytest.raises(BackendError) as caught:
         build_one(change(decoder), bundle, library, tmp_path)
     message = str(caught.value)
-    assert message.startswith("TensorRT for RTX, decoder.onnx: ")
+    assert message.startswith("decoder.onnx: TensorRT for RTX 1.7.1.116: ")
     assert words in message
     assert "\n" not in message
 
@@ -328,7 +326,7 @@ def test_process_that_aborts(
     """Without the name that its parser asks for, TensorRT for RTX 1.7.1 ends the process."""
     monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
     decoder, _ = plans(Bundle(bundle), Options(RTX, 89, 512, 1))
-    with pytest.raises(BackendError, match="the process that builds ended with SIGABRT: "):
+    with pytest.raises(BackendError, match="the process that builds with TensorRT for RTX ended with SIGABRT: "):
         build_one(decoder, bundle, library, tmp_path, replace(RTX, link=None))
 
 
@@ -341,16 +339,10 @@ def test_timing_cache_is_kept(rtx: None, bundle: Path, library: Path, tmp_path: 
 
 
 def build_one(
-    plan: Plan, bundle: Path, library: Path, folder: Path, target: Any = RTX, cache: Path | None = None
+    plan: Plan, bundle: Path, library: Path, folder: Path, target: Target = RTX, cache: Path | None = None
 ) -> str:
-    _, version = engine_process.build_plan(
-        plan,
-        Options(target, 89, 512, 1, plugin=library, timing_cache=cache),
-        bundle / plan.graph,
-        folder / "out.plan",
-        lambda *_: None,
-        SILENT,
-    )
+    options = Options(target, 89, 512, plugin=library, timing_cache=cache)
+    _, version = engine_process.build_plan(plan, options, bundle / plan.graph, folder / "out.plan", SILENT)
     return version
 
 

@@ -17,7 +17,8 @@ from export.engine import main
 from export.engines import process as engine_process
 from export.engines import store as engine_store
 from export.engines.network import InputShapes, decoder_profiles, input_shapes, vision_profile
-from export.engines.plan import PREFILL_CHUNK, Options, load_graph, plans
+from export.engines.options import Options
+from export.engines.plan import PREFILL_CHUNK, load_graph, plans
 from runtime.bundle.engines import plan_name
 from runtime.bundle.manifest import DECODER_GRAPH, DECODER_WEIGHTS, VISION_GRAPH, VISION_WEIGHTS
 from runtime.bundle.reader import Bundle
@@ -168,17 +169,10 @@ def test_tensorrt_reads_the_written_graphs(bundle: Path, library: Path, tmp_path
         pytest.skip("tensorrt_rtx is not installed: pip install tensorrt-rtx-cu13")
     folder = tmp_path / "onnx"
     engine(bundle, "--write-onnx", folder, "--max-length", 128)
-    rtx = TARGETS["trt-rtx"]
-    decoder, _ = plans(Bundle(bundle), Options(rtx, 89, 128, 1))
+    options = Options(TARGETS["trt-rtx"], 89, 128, plugin=library)
+    decoder, _ = plans(Bundle(bundle), options)
     decoder.model.CopyFrom(onnx.load(folder / DECODER_GRAPH, load_external_data=False))
-    record, _ = engine_process.build_plan(
-        decoder,
-        Options(rtx, 89, 128, 1, plugin=library),
-        folder / DECODER_GRAPH,
-        tmp_path / "out",
-        lambda *_: None,
-        SILENT,
-    )
+    record, _ = engine_process.build_plan(decoder, options, folder / DECODER_GRAPH, tmp_path / "out", SILENT)
     assert record.size > (bundle / DECODER_WEIGHTS).stat().st_size
 
 
@@ -198,7 +192,7 @@ def test_registered_from_elsewhere(
     assert record.plugin_sha256 == hashlib.sha256(b"plugin").hexdigest()
     said = capsys.readouterr().err
     assert "its header says TensorRT 10.15.1.29" in said
-    assert "taken on trust: SM 87, 700 tokens, batch 1, built of decoder.onnx as it is now, with " in said
+    assert "taken on trust: SM 87, 700 tokens, batch 1, built from decoder.onnx as it is now, with " in said
     assert "not checked: what the engine answers, since there is no GPU here" in said
 
     with pytest.raises(BundleError, match=r"exists already \(up to date\): add --overwrite"):

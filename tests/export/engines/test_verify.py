@@ -213,7 +213,7 @@ def test_the_other_process(
     """The real one, which finds no GPU here."""
     if importlib.util.find_spec("pycuda") is not None:
         pytest.skip("pycuda is installed, so that an engine could be tried")
-    engine_verify.verify(Bundle(bundle), plans, {}, files["so"], DEVICE, Console())
+    engine_verify.verify(Bundle(bundle), plans, files["so"], DEVICE, Console())
     assert capsys.readouterr().err == (
         "not checked: what the engine answers, since pycuda is not installed; this adds it: pip install pycuda\n"
     )
@@ -231,4 +231,4 @@ def test_a_process_that_dies(
         engine_verify.subprocess, "run", lambda command, **options: run([sys.executable, "-c", program], **options)
     )
     with pytest.raises(BackendError, match=f"^the process that tries the engine ended with {told}"):
-        engine_verify.verify(Bundle(bundle), plans, {}, files["so"], DEVICE, SILENT)
+        engine_verify.verify(Bundle(bundle), plans, files["so"], DEVICE, SILENT)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import runtime
-from export.engines.plan import Options, plans
+from export.engines.options import Options
+from export.engines.plan import plans
 from runtime.backends.cuda.device import to_format
 from runtime.backends.tensorrt.answering import EngineBackend
 from runtime.backends.tensorrt.check import decoder_layout, vision_layout

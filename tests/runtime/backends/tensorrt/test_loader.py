@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 import runtime
-from export.engines.plan import Options, plans
+from export.engines.options import Options
+from export.engines.plan import plans
 from runtime.backends.plugin_library import VARIABLE
 from runtime.backends.tensorrt.loader import Loader
 from runtime.bundle.engines import WEIGHTS, choose_plans, plan_name

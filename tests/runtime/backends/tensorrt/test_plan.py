@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.engines.plan import PREFILL_CHUNK, Options, Plan, plans
+from export.engines.options import Options
+from export.engines.plan import PREFILL_CHUNK, Plan, plans
 from runtime.backends import graph
 from runtime.backends.tensorrt.check import PlanError, decoder_layout, vision_layout
 from runtime.backends.tensorrt.plan import ALIGNMENT, Buffer, PlanInfo, Profile, ShapeRange, TensorInfo, place

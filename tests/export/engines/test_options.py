@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from export.engines.build import require_memory
-from export.engines.plan import Options
-from export.engines.target import choose_capability
+from export.engines.options import Options, choose_capability
 from runtime.backends.cuda.driver import Device
 from runtime.bundle.targets import TARGETS
 from runtime.console.console import SILENT, Console

@@ -1,0 +1,136 @@
+"""The options of a build, and whether they fit the bundle, the GPU and each other."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from plugins_trt.schema import PLUGIN_OPERATORS, VERSION
+from runtime.bundle.manifest import Manifest
+from runtime.bundle.reader import sha256_of
+from runtime.bundle.targets import Target
+from runtime.errors import BackendError, BundleError, OptionError
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to build plans with and for.
+
+    Attributes:
+        target: the TensorRT.
+        capability: compute capability of the GPU, as 89 for 8.9.
+        max_length: tokens that the decoder's caches hold.
+        max_batch: conversations computed at once.
+        plugin: the plugin library; None only where nothing is built or registered.
+        timing_cache: the file of measurements to read and renew, if the target has one.
+        overwrite: whether plans and files that exist are replaced.
+    """
+
+    target: Target
+    capability: int
+    max_length: int
+    max_batch: int = 1
+    plugin: Path | None = None
+    timing_cache: Path | None = None
+    overwrite: bool = False
+
+    @cached_property
+    def plugin_sha256(self) -> str:
+        """SHA-256 of the plugin library."""
+        return "" if self.plugin is None else sha256_of(self.plugin)
+
+
+def default_timing_cache(capability: int) -> Path:
+    """Returns the file in the user's cache folder that keeps measurements of a GPU."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return caches / f"monoedge/trt-sm{capability}.timing"
+
+
+def check_bundle(manifest: Manifest) -> None:
+    """Whether plans can be built of a bundle at all.
+
+    Raises:
+        BundleError: of another operator version, in fp32, or made for a CPU.
+    """
+    if manifest.by_expert:
+        raise BundleError("the bundle is made for ONNX Runtime on a CPU: for TensorRT export one with --dtype bf16")
+    ours = {operator.name for operator in PLUGIN_OPERATORS}
+    for name, version in manifest.operators.items():
+        if name not in ours or version != VERSION:
+            raise BundleError(
+                f"the bundle uses version {version} of operator {name}, the plugin has "
+                f"{VERSION if name in ours else 'none'}: export it again with the monoedge installed here"
+            )
+    if manifest.precision == "fp32":
+        raise BundleError(
+            "the bundle is fp32, and TensorRT's fused attention has no fp32 kernel: export it again with --dtype bf16"
+        )
+
+
+def check_chip(manifest: Manifest, capability: int) -> None:
+    """Whether a chip computes in the bundle's number format.
+
+    Raises:
+        BundleError: it does not.
+    """
+    if manifest.precision == "bf16" and capability < 80:
+        raise BundleError(
+            f"the bundle is bf16, which SM {capability} does not compute in (8.0 and later do): export it again with "
+            "--dtype fp16; the released weights overflow in that"
+        )
+
+
+def check_lengths(manifest: Manifest, max_length: int | None, max_batch: int) -> int:
+    """The tokens that caches are to hold.
+
+    Raises:
+        OptionError: more than the bundle has positions for, or a number below 1.
+    """
+    most = manifest.model.max_length
+    if max_length is not None and not 1 <= max_length <= most:
+        raise OptionError(
+            f"--max-length {max_length} does not fit: the bundle has {most} positions; more take an export with "
+            "another --max-length"
+        )
+    if max_batch < 1:
+        raise OptionError(f"--max-batch must be 1 or more, got {max_batch}")
+    return most if max_length is None else max_length
+
+
+def choose_capability(target: Target, named: int | None, present: int | None, build: bool = True) -> int:
+    """The compute capability to build for, as 89 for 8.9.
+
+    Args:
+        target: what builds.
+        named: by ``--sm``, if it was.
+        present: that of the GPU in this machine, if there is one.
+        build: False where nothing is built here: only names are made.
+
+    Raises:
+        OptionError: none is known, or one that cannot be built for.
+        BackendError: the GPU that it takes is not here.
+    """
+    chosen = present if named is None else named
+    known = ", ".join(map(str, target.capabilities))
+    if target.capabilities:
+        if chosen is None:
+            raise OptionError(f"there is no GPU here: name the one to build for with --sm, one of {known}")
+        if chosen not in target.capabilities:
+            raise OptionError(f"{target.title} does not build for SM {chosen}, it knows --sm {known}")
+        return chosen
+    if build and present is None:
+        raise BackendError(
+            "TensorRT measures its kernels on the GPU that it builds for, and there is none here: run this on the "
+            "device, print the commands for it with --print-trtexec, or build for an RTX GPU: --target trt-rtx --sm NN"
+        )
+    if build and chosen != present:
+        raise OptionError(f"TensorRT builds for the GPU at hand, SM {present}: leave out --sm {chosen}")
+    if chosen is None:
+        raise OptionError(
+            "there is no GPU here: name the one of the device with --sm, as 87 for Orin, 89 for Ada or 110 for Thor"
+        )
+    if chosen < 10:
+        raise OptionError(f"--sm is a compute capability without its dot, as 87 for Orin's 8.7, got {chosen}")
+    return chosen
