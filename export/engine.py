@@ -93,10 +93,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--plugin", type=Path, metavar="PATH", help="the plugin library (default: the one that monoedge plugin built)")
     add("--timing-cache", type=Path, metavar="FILE", help="where TensorRT keeps its measurements for the next build")
     add("--overwrite", action="store_true", help="replace plans and files that exist")
-    add("--print-trtexec", action="store_true", help="build nothing; print the commands that build with trtexec")
-    add("--write-onnx", type=Path, metavar="FOLDER", help="build nothing; write the graphs that trtexec takes")
-    add("--register", type=Path, nargs="+", metavar="PLAN", help="build nothing; register plans that trtexec built")
-    add("--check", action="store_true", help="build nothing; compare registered engines with what was recorded")
+    add = parser.add_argument_group("instead of building").add_argument
+    add("--print-trtexec", action="store_true", help="print shell commands that build with trtexec, for another device")
+    add("--write-onnx", type=Path, metavar="FOLDER", help="write the graphs that trtexec takes")
+    add("--register", type=Path, nargs="+", metavar="PLAN", help="enter plans that trtexec built in the manifest")
+    add("--check", action="store_true", help="compare the registered engines with what ONNX Runtime answered")
 
 
 def _target(arguments: argparse.Namespace, prints: bool, builds: bool) -> Target:

@@ -1,6 +1,6 @@
-"""A bundle's graphs as TensorRT wants them: the cache's capacity a number, and shapes for each optimization profile.
+"""A bundle's graphs as TensorRT wants them: caches of fixed capacity, and shapes for each optimization profile.
 
-Nothing here needs TensorRT: its parser, ``trtexec`` and tests are given what these functions return.
+Nothing here needs TensorRT.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import onnx
 from runtime.errors import BundleError, OptionError
 
 CAPACITY = "capacity"
-"""The symbolic dimension of the caches that ``export.model.trace`` leaves open: tokens that a cache holds."""
+"""The symbolic dimension of the caches in exported graphs: tokens that a cache holds."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """What one symbolic dimension may be in one profile; TensorRT tunes for the optimum."""
+    """Sizes that a symbolic dimension has in one profile; TensorRT tunes for the optimum."""
 
     minimum: int
     optimum: int
@@ -26,7 +26,7 @@ class Range:
 
     @classmethod
     def only(cls, size: int) -> Range:
-        """One size and no other."""
+        """Returns the range of one size."""
         return cls(size, size, size)
 
 
@@ -43,11 +43,10 @@ class InputShapes:
 
 
 def fix_dimension(model: onnx.ModelProto, name: str, size: int) -> None:
-    """Gives a symbolic dimension of a graph its number, in place.
+    """Replaces a symbolic dimension of a graph by a number, in place.
 
     TensorRT refuses caches of open capacity ("The KV cache tensor must have a static sequence length dimension").
-    Shapes noted for values inside the graph are dropped, since they may be expressions in the old name; parsers
-    infer them again.
+    Shapes of values inside the graph are dropped, since they may be expressions in the old name; parsers infer them.
 
     Raises:
         OptionError: the size is not positive.
@@ -67,10 +66,9 @@ def fix_dimension(model: onnx.ModelProto, name: str, size: int) -> None:
 
 
 def decoder_profiles(capacity: int, chunk: int, batch: int = 1) -> tuple[dict[str, Range], dict[str, Range]]:
-    """The two profiles of a decoder: prefill of up to ``chunk`` tokens at once, and decode of one.
+    """Returns the two profiles of a decoder: prefill of up to ``chunk`` tokens at once, and decode of one.
 
-    They are two because TensorRT tunes each profile for its optimum, and a matrix times one row is another problem
-    than a matrix times a thousand.
+    TensorRT tunes each profile for its optimum, and kernels that are fast for one row are slow for a thousand.
 
     Raises:
         OptionError: the chunk does not fit the cache.
@@ -84,7 +82,7 @@ def decoder_profiles(capacity: int, chunk: int, batch: int = 1) -> tuple[dict[st
 
 
 def vision_profile(most_tiles: int) -> dict[str, Range]:
-    """The profile of the vision graph: from one tile to as many as the image processor makes.
+    """Returns the profile of the vision graph: from one tile to as many as the image processor makes.
 
     Raises:
         OptionError: fewer than one tile.
@@ -95,7 +93,7 @@ def vision_profile(most_tiles: int) -> dict[str, Range]:
 
 
 def input_shapes(model: onnx.ModelProto, profile: Mapping[str, Range]) -> dict[str, InputShapes]:
-    """Shapes of all inputs of a graph in one profile, by name, in graph order.
+    """Returns the shapes of all inputs of a graph in one profile, by name, in graph order.
 
     Raises:
         BundleError: the graph has a symbolic dimension that the profile does not give.

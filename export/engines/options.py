@@ -49,10 +49,10 @@ def default_timing_cache(capability: int) -> Path:
 
 
 def check_bundle(manifest: Manifest) -> None:
-    """Whether plans can be built of a bundle at all.
+    """Checks that plans can be built from a bundle at all.
 
     Raises:
-        BundleError: of another operator version, in fp32, or made for a CPU.
+        BundleError: it has operators that the plugin has not, is in fp32, or is made for a CPU.
     """
     if manifest.by_expert:
         raise BundleError("the bundle is made for ONNX Runtime on a CPU: for TensorRT export one with --dtype bf16")
@@ -70,29 +70,29 @@ def check_bundle(manifest: Manifest) -> None:
 
 
 def check_chip(manifest: Manifest, capability: int) -> None:
-    """Whether a chip computes in the bundle's number format.
+    """Checks that a GPU computes in the bundle's number format.
 
     Raises:
         BundleError: it does not.
     """
     if manifest.precision == "bf16" and capability < 80:
         raise BundleError(
-            f"the bundle is bf16, which SM {capability} does not compute in (8.0 and later do): export it again with "
-            "--dtype fp16; the released weights overflow in that"
+            f"the bundle is bf16, which SM {capability} does not compute in (SM 80 and later do): export it again with "
+            "--dtype fp16, in which the released weights overflow"
         )
 
 
 def check_lengths(manifest: Manifest, max_length: int | None, max_batch: int) -> int:
-    """The tokens that caches are to hold.
+    """Returns how many tokens the caches hold: ``max_length``, or as many as the bundle allows.
 
     Raises:
-        OptionError: more than the bundle has positions for, or a number below 1.
+        OptionError: ``max_length`` is more than the bundle allows, or a number is below 1.
     """
     most = manifest.model.max_length
     if max_length is not None and not 1 <= max_length <= most:
         raise OptionError(
-            f"--max-length {max_length} does not fit: the bundle has {most} positions; more take an export with "
-            "another --max-length"
+            f"--max-length {max_length} does not fit: the bundle was exported with --max-length {most}, and takes 1 to "
+            "that"
         )
     if max_batch < 1:
         raise OptionError(f"--max-batch must be 1 or more, got {max_batch}")
@@ -100,17 +100,17 @@ def check_lengths(manifest: Manifest, max_length: int | None, max_batch: int) ->
 
 
 def choose_capability(target: Target, named: int | None, present: int | None, build: bool = True) -> int:
-    """The compute capability to build for, as 89 for 8.9.
+    """Chooses the compute capability to build for, as 89 for 8.9.
 
     Args:
-        target: what builds.
-        named: by ``--sm``, if it was.
+        target: the TensorRT.
+        named: the value of ``--sm``, if it was given.
         present: that of the GPU in this machine, if there is one.
-        build: False where nothing is built here: only names are made.
+        build: False if nothing is built here, so that no GPU is needed.
 
     Raises:
-        OptionError: none is known, or one that cannot be built for.
-        BackendError: the GPU that it takes is not here.
+        OptionError: none was given and there is no GPU, or the target does not build for it.
+        BackendError: the target builds for the GPU at hand only, and there is none.
     """
     chosen = present if named is None else named
     known = ", ".join(map(str, target.capabilities))
@@ -118,7 +118,7 @@ def choose_capability(target: Target, named: int | None, present: int | None, bu
         if chosen is None:
             raise OptionError(f"there is no GPU here: name the one to build for with --sm, one of {known}")
         if chosen not in target.capabilities:
-            raise OptionError(f"{target.title} does not build for SM {chosen}, it knows --sm {known}")
+            raise OptionError(f"{target.title} does not build for SM {chosen}, only for --sm {known}")
         return chosen
     if build and present is None:
         raise BackendError(

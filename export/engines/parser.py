@@ -1,6 +1,6 @@
-"""What the ONNX parser of an older TensorRT knows, as data, and whether a graph keeps to it.
+"""Which operators the ONNX parser of an older TensorRT has, and whether a graph uses only those.
 
-A build asks the parser at hand; this tells the same on a machine without that TensorRT, and names the node.
+A build asks the parser itself. This check works on a machine without that TensorRT, and names the node.
 """
 
 from __future__ import annotations
@@ -47,17 +47,21 @@ class Parser:
 
 
 def load_parser(name: str) -> Parser:
-    """Reads a file of ``export/engines/parsers``, which says where its facts are from."""
+    """Reads a file of ``export/engines/parsers``, which names the sources of its facts."""
     values = json.loads((Path(__file__).parent / "parsers" / name).read_text(encoding="utf-8"))
     operators = {operator: frozenset(types.split()) for operator, types in values["operators"].items()}
     return Parser(values["tensorrt"], values["opset"], operators, values["constant_axes"])
 
 
 def check_graph(model: onnx.ModelProto, parser: Parser) -> None:
-    """Looks at each node but those of plugins, whose function bodies the types of what follows are known by.
+    """Checks every node except plugins.
+
+    Args:
+        model: the graph, with the function bodies of its plugins, from which types are inferred.
+        parser: what it is checked against.
 
     Raises:
-        BundleError: the parser does not have it, or not for its types.
+        BundleError: the parser does not have an operator, or not for these types.
     """
     title = f"the ONNX parser of TensorRT {parser.tensorrt}"
     if opset_of(model) > parser.opset:
@@ -75,7 +79,7 @@ def check_graph(model: onnx.ModelProto, parser: Parser) -> None:
             name = "" if value.dtype is None else value.dtype.name
             kind = _TYPES.get(name, name)
             if kind not in parser.operators[node.op_type]:
-                raise BundleError(f"{what} has {node.op_type} for no {kind}: export the bundle again")
+                raise BundleError(f"{what} does not have {node.op_type} for {kind}: export the bundle again")
         axes = parser.constant_axes.get(node.op_type)
         given = node.inputs[axes] if axes is not None and axes < len(node.inputs) else None
         if given is not None and ir.convenience.get_const_tensor(given) is None:

@@ -1,7 +1,7 @@
-"""What is built of a bundle: two plans, each with its graph as TensorRT wants it, its profiles and its name.
+"""What is built from a bundle: two plans, each with its graph as TensorRT wants it, its profiles and its name.
 
-Nothing here needs TensorRT. Nothing is written either: parsers take the edited graph from memory, and find the weights
-by the path of the original, so that a bundle may be read-only until the plan is there.
+Nothing here needs TensorRT, and nothing is written: parsers take the edited graph from memory, and find the weights by
+the path of the original.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from runtime.bundle.targets import Target
 from runtime.errors import BundleError
 
 PREFILL_CHUNK = 1024
-"""Tokens that the prefill profile takes at once; longer prompts come in chunks. Four tiles of an image fill one."""
+"""Tokens that the prefill profile takes at once, as many as four tiles of an image; longer prompts come in chunks."""
 
 PORTABLE_CHUNK = 512
 """The same for portable graphs, whose scores, [heads, chunk, capacity + chunk], may all be in memory in float32."""
@@ -54,7 +54,7 @@ class Plan:
 
     @property
     def standard_operators(self) -> list[str]:
-        """The operators of ONNX in the graph, which the parser has to know."""
+        """The operators of ONNX in the graph, which the parser must have."""
         return sorted({node.op_type for node in self.model.graph.node if node.domain != DOMAIN})
 
     @property
@@ -65,10 +65,10 @@ class Plan:
 
 
 def plans(bundle: Bundle, options: Options) -> tuple[Plan, Plan]:
-    """The decoder, with one profile for prefill and one for decode that share its weights, and the vision graph.
+    """Returns the plan of the decoder, whose two profiles share its weights, and that of the vision graph.
 
     Raises:
-        BundleError: a graph that TensorRT cannot be given.
+        BundleError: a graph cannot be read, or the target's parser does not have one of its operators.
     """
     manifest = bundle.manifest
     decoder, vision = (graph_for(options.target, bundle, name) for name in (DECODER_GRAPH, VISION_GRAPH))
@@ -88,10 +88,10 @@ def plans(bundle: Bundle, options: Options) -> tuple[Plan, Plan]:
 
 
 def graph_for(target: Target, bundle: Bundle, name: str) -> onnx.ModelProto:
-    """A graph of the bundle in operators that the target's parser has, without weights and function bodies.
+    """Reads a graph and rewrites it for the target's parser; weights and function bodies are left out.
 
     Raises:
-        BundleError: it cannot be read, or the parser does not have one.
+        BundleError: it cannot be read, or the parser does not have one of its operators.
     """
     model = load_graph(bundle, name)
     if target.parser is not None:
@@ -103,7 +103,7 @@ def graph_for(target: Target, bundle: Bundle, name: str) -> onnx.ModelProto:
 
 
 def load_graph(bundle: Bundle, name: str) -> onnx.ModelProto:
-    """A graph of the bundle, without weights.
+    """Reads a graph of the bundle, without weights.
 
     Raises:
         BundleError: it cannot be read.

@@ -138,7 +138,7 @@ def _events(process: subprocess.Popen[bytes], job: Mapping[str, Any], graph: byt
         process.stdin.write(json.dumps(job).encode() + b"\n" + graph)
         process.stdin.close()
     except BrokenPipeError:
-        # It ended early; its exit code and last words tell why.
+        # It ended early; its exit code and what it printed tell why.
         pass
     for line in process.stdout:
         yield json.loads(line)

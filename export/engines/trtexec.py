@@ -1,7 +1,7 @@
-"""The same plans by TensorRT's own program: command lines for ``trtexec`` of TensorRT 10 and 11, and the files for it.
+"""The same plans with TensorRT's own program: command lines for ``trtexec`` of TensorRT 10 and 11, and files for it.
 
-Options as its help has them: shapes go by profile, each begun with ``--profile=N``. ``--stronglyTyped`` is needed up to
-TensorRT 10, and does nothing in 11.
+Shapes are given by profile, each after ``--profile=N``. ``--stronglyTyped`` is needed up to TensorRT 10, and does
+nothing in 11.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from runtime.errors import BundleError, OptionError
 
 
 def write_graphs(bundle: Bundle, plans: tuple[Plan, ...], folder: Path, overwrite: bool) -> None:
-    """Writes the edited graphs, beside links to the weights, which a graph names as files in its own folder.
+    """Writes the edited graphs and links to their weights, which a graph names as files in its own folder.
 
     Raises:
-        OptionError: the folder is the bundle, or holds such files already.
+        OptionError: the folder is the bundle, or has such files already.
         BundleError: it cannot be written.
     """
     if folder.resolve() == bundle.folder.resolve():

@@ -1,6 +1,6 @@
-"""onnxruntime-gpu: the second way on a GPU, by its CUDA provider or by its TensorRT provider with our plugin library.
+"""ONNX Runtime on a GPU: by its CUDA provider, or by its TensorRT provider with our plugin library.
 
-Asked for by name, and never less than that: a graph of which ONNX Runtime would compute a part elsewhere is refused.
+A graph of which ONNX Runtime would compute a part on another provider is refused.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from runtime.bundle.reader import Bundle
 from runtime.errors import BackendError, OptionError, as_backend_error
 
 # isort: split
-# Behind our own, which says how to get it where it is not installed.
+# After our own modules, which say how to install it.
 import onnxruntime as ort
 
 SHAPE_OPERATORS = frozenset({"Shape", "Size", "Gather", "Slice", "Concat", "Squeeze", "Unsqueeze", "Reshape", "Range"})
-"""What may run on the CPU beside a GPU: ONNX Runtime keeps the few numbers of shapes there on purpose."""
+"""Operators that may run on the CPU: ONNX Runtime computes shapes there on purpose."""
 
 ELEMENTS = {"fp32": 1, "fp16": 10, "bf16": 16}
-"""ONNX's numbers of the bundle's number formats."""
+"""The bundle's number formats as ONNX numbers them."""
 
 CACHE_FOLDER = Path("~/.cache/monoedge/onnxruntime")
-"""Where the TensorRT provider keeps the engines that it builds when a graph is opened."""
+"""Where the TensorRT provider keeps the engines that it builds when it opens a graph."""
 
 
 class CudaProviderBackend(OnnxRuntimeBackend):
@@ -42,7 +42,7 @@ class CudaProviderBackend(OnnxRuntimeBackend):
 
     Raises:
         OptionError: ``threads`` was given.
-        BackendError: the provider is not there, cannot be used, or would leave a part of a graph to another.
+        BackendError: the provider is missing, cannot be used, or does not compute all of a graph.
     """
 
     name = "onnxruntime-cuda"
@@ -51,9 +51,7 @@ class CudaProviderBackend(OnnxRuntimeBackend):
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         if threads is not None:
-            raise OptionError(
-                f"threads are of the CPU, and backend {self.name} computes on the GPU: leave out {threads}"
-            )
+            raise OptionError(f"backend {self.name} computes on the GPU: leave out threads={threads}")
         available = ort.get_available_providers()
         if self.provider not in available:
             raise BackendError(
@@ -69,19 +67,19 @@ class CudaProviderBackend(OnnxRuntimeBackend):
         self.description = f"onnxruntime {ort.__version__}, {self.provider}"
 
     def _require_format(self) -> None:
-        """Every format has kernels on a GPU, or the assignment of nodes tells."""
+        """Checks nothing: ``_open`` refuses what the GPU has no kernels for."""
 
     def _open(self, name: str) -> ort.InferenceSession:
         path, options = self.bundle.path(name), self._options()
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        # In fixed sizes, which TensorRT needs and nobody minds.
+        # TensorRT needs fixed sizes.
         options.add_free_dimension_override_by_name("batch", 1)
         options.add_free_dimension_override_by_name("capacity", self.max_length)
         with as_backend_error(f"ONNX Runtime cannot load {path}"):
             session = ort.InferenceSession(path, options, providers=self._providers(name), enable_fallback=0)
         if self.provider not in session.get_providers():
             raise BackendError(
-                f"ONNX Runtime has {self.provider} and cannot use it: CUDA, cuDNN and TensorRT have to be those that "
+                f"ONNX Runtime cannot use its {self.provider}: install the CUDA, cuDNN and TensorRT that "
                 f"onnxruntime {ort.__version__} was built for"
             )
         elsewhere = sorted(
@@ -100,7 +98,7 @@ class CudaProviderBackend(OnnxRuntimeBackend):
         return session
 
     def _providers(self, name: str) -> list[Any]:
-        """What ``InferenceSession`` takes, for a graph of the bundle."""
+        """Returns the ``providers`` of the session of a graph."""
         return [self.provider]
 
     def _encode(self, session: ort.InferenceSession, pixel_values: npt.NDArray[np.float32]) -> Array:
@@ -116,14 +114,14 @@ class CudaProviderBackend(OnnxRuntimeBackend):
         return embeds
 
     def new_context(self) -> ProviderContext:  # type: ignore[override] # both are a Context
-        """Empty caches for a new sequence."""
+        """Returns empty caches for a new sequence."""
         return ProviderContext(self)
 
 
 class TensorRTProviderBackend(CudaProviderBackend):
-    """The graphs of a bundle on ONNX Runtime's TensorRT provider, which builds engines when it opens them.
+    """The graphs of a bundle on ONNX Runtime's TensorRT provider.
 
-    They are kept in ``CACHE_FOLDER`` for the next time.
+    It builds engines when it opens them, and keeps them in ``CACHE_FOLDER``.
     """
 
     name = "onnxruntime-tensorrt"
@@ -147,7 +145,7 @@ class TensorRTProviderBackend(CudaProviderBackend):
 
 
 def _profile(model: ModelFacts) -> dict[str, str]:
-    """One profile: chunks of prompts and tokens."""
+    """Returns the options of one profile, for chunks of prompts and for single tokens."""
 
     def shapes(tokens: int) -> str:
         return (
@@ -163,7 +161,7 @@ def _profile(model: ModelFacts) -> dict[str, str]:
 
 
 class ProviderContext:
-    """Caches in device memory of ONNX Runtime's, bound as inputs and outputs at once, as long as the bundle allows."""
+    """Caches in device memory of ONNX Runtime, each bound as input and as output."""
 
     def __init__(self, backend: CudaProviderBackend) -> None:
         self.capacity = 0
@@ -173,13 +171,12 @@ class ProviderContext:
         self._caches: list[ort.OrtValue] = []
 
     def reserve(self, capacity: int) -> None:
-        """Takes the memory for as many tokens as the bundle allows."""
+        """Allocates the caches, for as many tokens as the bundle allows."""
         if self._caches:
             return
         backend, model = self._backend, self._backend.bundle.manifest.model
         shape = (1, model.num_key_value_heads, backend.max_length, model.head_dim)
-        # Zeros, not whatever is there: what is masked is multiplied by 0, and 0 · NaN would be NaN. numpy's type only
-        # has to have the right size.
+        # Zeros: masked values are multiplied by 0, and 0 · NaN would be NaN. Only the size of numpy's type matters.
         zeros = np.zeros(shape, backend.dtype if backend.dtype != np.uint16 else np.float16)
         for name in graph.cache_names(model.num_hidden_layers):
             with as_backend_error(f"the caches for {backend.max_length} tokens do not fit"):

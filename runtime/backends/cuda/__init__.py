@@ -1,1 +1,1 @@
-"""A GPU as the TensorRT backend asks for it, through pycuda and cuda-bindings."""
+"""The GPU of the TensorRT backend, through pycuda and cuda-bindings."""

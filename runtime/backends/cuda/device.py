@@ -1,4 +1,4 @@
-"""What the TensorRT backend asks of a GPU: small protocols, and nothing that needs one.
+"""What the TensorRT backend needs of a GPU, as protocols.
 
 ``runtime.backends.cuda.pycuda`` implements them for a real GPU; tests run the rest of the backend on an implementation
 in host memory.
@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 
 class Resource(Protocol):
-    """Something on the GPU that is given back by hand."""
+    """Something on the GPU that is freed by hand."""
 
     def free(self) -> None:
-        """Gives it back. The GPU must be entered (see ``Device``), and must not be using it."""
+        """Frees it. The GPU must be entered (see ``Device``), and must not be using it."""
 
 
 class Memory(Resource, Protocol):
@@ -29,7 +29,7 @@ class Memory(Resource, Protocol):
 
 
 class HostMemory(Resource, Protocol):
-    """Host memory that the GPU copies from and to by itself, so that nobody waits for a copy."""
+    """Page-locked host memory: the GPU copies from and to it by itself, without the CPU."""
 
     array: npt.NDArray[np.uint8]
 
@@ -41,7 +41,7 @@ class Event(Resource, Protocol):
         """Moves it behind all work enqueued so far."""
 
     def wait(self) -> None:
-        """Returns when the GPU has come there; at once if nothing was recorded. Other threads go on meanwhile."""
+        """Returns when the GPU has come there, at once if nothing was recorded; other threads run meanwhile."""
 
 
 class Graph(Resource, Protocol):
@@ -63,7 +63,7 @@ class Device(Protocol):
     stream: int
     """The queue's handle, for libraries that enqueue by themselves."""
     has_graphs: bool
-    """Whether ``capture`` is there."""
+    """Whether ``capture`` works."""
 
     def __enter__(self) -> object: ...
 
@@ -72,17 +72,17 @@ class Device(Protocol):
     ) -> None: ...
 
     def allocate(self, size: int) -> Memory:
-        """Device memory.
+        """Allocates device memory.
 
         Raises:
             BackendError: there is not enough, with both numbers.
         """
 
     def allocate_host(self, size: int) -> HostMemory:
-        """Host memory that copies need not wait for; raises as ``allocate`` does."""
+        """Allocates host memory; raises as ``allocate`` does."""
 
     def event(self) -> Event:
-        """A new event."""
+        """Makes an event."""
 
     def upload(self, source: npt.NDArray[Any], address: int) -> None:
         """Enqueues a copy of an array in ``HostMemory`` to the device."""
@@ -97,17 +97,17 @@ class Device(Protocol):
         """Enqueues filling with zeros."""
 
     def copy_rows(self, source: int, source_pitch: int, target: int, target_pitch: int, width: int, rows: int) -> None:
-        """Enqueues a copy of ``rows`` rows of ``width`` bytes within the device, whose beginnings lie a pitch apart."""
+        """Enqueues a copy of ``rows`` rows of ``width`` bytes within the device; rows begin a pitch of bytes apart."""
 
     def capture(self, work: Callable[[], None]) -> Graph:
-        """What ``work`` enqueues, recorded and not run.
+        """Records what ``work`` enqueues, without running it.
 
         Raises:
-            BackendError: it contains what cannot be recorded; the queue is as it was.
+            BackendError: a part of it cannot be recorded; the queue is as it was.
         """
 
     def release(self, *resources: Resource) -> None:
-        """Gives back what nobody needs any more, now or as soon as that cannot disturb; safe in a finalizer."""
+        """Frees resources, now or once no capture is going on; may be called by a finalizer."""
 
 
 def to_format(values: npt.NDArray[np.float32], target: npt.NDArray[Any]) -> None:

@@ -22,7 +22,7 @@ class Device:
 
 
 def find_device() -> Device | None:
-    """The first GPU, or None where there is no GPU or no driver."""
+    """Returns the first GPU, or None where there is no GPU or no driver."""
     try:
         driver = ctypes.CDLL(_DRIVER)
     except OSError:

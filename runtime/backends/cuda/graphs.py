@@ -19,7 +19,7 @@ class CudaGraph:
         work: enqueues what is to be recorded, in this thread. Nothing of it runs.
 
     Raises:
-        BackendError: it contains what cannot be recorded; the stream is as it was.
+        BackendError: a part of it cannot be recorded; the stream is as it was.
     """
 
     def __init__(self, stream: int, work: Callable[[], None]) -> None:
@@ -31,7 +31,7 @@ class CudaGraph:
         try:
             work()
         except BaseException:
-            # Ends the capture; that it failed is known.
+            # Ends the capture; its failure is reported already.
             with contextlib.suppress(BackendError):
                 driver.cuGraphDestroy(_check(driver.cuStreamEndCapture(self._stream)))
             raise
@@ -46,12 +46,12 @@ class CudaGraph:
         _check(driver.cuGraphLaunch(self._executable, self._stream))
 
     def free(self) -> None:
-        """Gives the graph back."""
+        """Frees the graph."""
         driver.cuGraphExecDestroy(self._executable)
 
 
 def _check(answer: tuple[Any, ...]) -> Any:  # noqa: ANN401 - whatever the call returns
-    """The value of a call's (status, value)."""
+    """Returns the value of a call's (status, value)."""
     status, *values = answer
     if status != driver.CUresult.CUDA_SUCCESS:
         raise BackendError(f"CUDA graph: {status.name}")

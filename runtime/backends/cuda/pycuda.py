@@ -1,4 +1,4 @@
-"""The GPU through PyCUDA: ``runtime.backends.cuda.device`` says what each call promises. Nothing is decided here."""
+"""The GPU through PyCUDA; ``runtime.backends.cuda.device`` describes each call."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ except ImportError:
 
 
 _NON_BLOCKING = 1
-"""CUDA's flag of a stream that does not wait for the default stream, which others of this process may use."""
+"""CUDA's flag of a stream that does not wait for the default stream, which other libraries may use."""
 
 
 class PyCudaDevice:
-    """The first GPU that CUDA shows (``CUDA_VISIBLE_DEVICES`` chooses), in its primary context, which TensorRT, PyTorch
-    and others of this process share.
+    """The first GPU that CUDA shows (``CUDA_VISIBLE_DEVICES`` chooses), in its primary context.
+
+    TensorRT, PyTorch and other libraries of this process share that context.
 
     Raises:
         BackendError: there is none.
@@ -97,7 +98,7 @@ class PyCudaDevice:
             cuda.memcpy_dtoh_async(target, address, self._stream)
 
     def synchronize(self) -> None:
-        """All streams of the context, which is that of the whole process."""
+        """Waits for all streams of the context, which is that of the whole process."""
         with as_backend_error("the GPU failed", cuda.Error):
             cuda.Context.synchronize()
 
@@ -126,7 +127,7 @@ class PyCudaDevice:
             self.release()
 
     def release(self, *resources: Resource) -> None:
-        """Frees now, but for a thread that captures: there it would end the capture."""
+        """Frees resources; in a thread that captures later, since that would end the capture."""
         self._released.extend(resources)
         if self._capturing == threading.get_ident():
             return
@@ -149,7 +150,7 @@ class _HostMemory:
         self.array = array
 
     def free(self) -> None:
-        # Views may still be there, and keep the array; its memory is gone.
+        # Views may keep the array; its memory is freed all the same.
         self.array.base.free()  # type: ignore[union-attr] # PyCUDA's allocation
 
 

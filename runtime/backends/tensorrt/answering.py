@@ -1,9 +1,8 @@
-"""Answering from two engines on a GPU: the order of copies, engines and waits. Whose engines and whose GPU, it does
-not know.
+"""Runs the engines of a bundle on a GPU: the order of copies, work and waits.
 
-The GPU has one queue. A call fills host memory, enqueues copies and work, marks the place in the queue, lets the next
-thread in, and waits for the mark: one wait for each chunk of a prompt, one for each token after it. All executions use
-one scratch memory, since no two run at once; a small board has room for one only.
+The GPU has one queue. A call fills host memory, enqueues copies and work, records an event, lets the next thread in,
+and waits for the event: once for each chunk of a prompt, once for each token. All executions use one scratch memory,
+since no two run at once; a small board has room for one only.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class EngineBackend:
         decoder: the decoder's engine and layout.
         open_vision: loads those of the vision graph.
         description: what computes, for people.
-        open_resize: finds the kernel that makes tiles of pictures in device memory.
+        open_resize: finds the kernel that makes tiles from pictures in device memory.
         length_limit: why a conversation can be no longer than the engine's caches, for people.
     """
 
@@ -84,7 +83,7 @@ class EngineBackend:
             return self._opened_vision().encode_device(pixels)
 
     def frame_pixels(self, image: DeviceImage, processor: ImageProcessor, max_tiles: int | None) -> DevicePixels:
-        """The tiles of a picture that lies in device memory, made there."""
+        """Makes the tiles of a picture in device memory, without the host."""
         with self.lock, self.device:
             if self._tiler is None:
                 self._tiler = Tiler(self.device, self._opened_vision().layout, self._open_resize(), self._encode_device)
@@ -97,7 +96,7 @@ class EngineBackend:
         return self._vision
 
     def new_context(self) -> EngineContext:
-        """Empty caches for a new sequence."""
+        """Returns empty caches for a new sequence."""
         return EngineContext(self)
 
     def prefill(self, embeds: Array, mask: npt.NDArray[np.bool_], start: int, addresses: dict[str, int]) -> None:
@@ -111,10 +110,10 @@ class EngineBackend:
 
 
 class EngineContext:
-    """The caches of one sequence in device memory, each bound as input and as output at once.
+    """The caches of one sequence in device memory, each bound as input and as output.
 
-    Decoding a token has an execution of its own, which nothing is changed in any more: what a graph recorded stays
-    true. Prompts are computed by executions that all sequences share.
+    Decoding has an execution of its own, whose shapes and addresses never change, so that a recorded graph stays valid.
+    Prompts are computed by executions that all sequences share.
     """
 
     def __init__(self, backend: EngineBackend) -> None:
@@ -123,7 +122,7 @@ class EngineContext:
         self._decode: _Decode | None = None
 
     def reserve(self, capacity: int) -> None:
-        """Takes the memory for as many tokens as the engine was built for."""
+        """Allocates the caches, for as many tokens as the engine was built for."""
         backend = self._backend
         if capacity > backend.max_length:
             raise BackendError(f"{capacity} tokens were asked for, but {backend.length_limit}")
@@ -139,7 +138,7 @@ class EngineContext:
 
 
 class _Decode:
-    """What a sequence has on the GPU."""
+    """The caches and the decode execution of one sequence."""
 
     def __init__(self, backend: EngineBackend) -> None:
         device, layout = backend.device, backend.layout
@@ -152,7 +151,7 @@ class _Decode:
                 f"the caches for {layout.capacity} tokens do not fit: {error}; end other sessions, or build an engine "
                 "for fewer tokens (--max-length)"
             ) from None
-        # Zeros: what is masked is multiplied by 0, and 0 · NaN would be NaN.
+        # Zeros: masked values are multiplied by 0, and 0 · NaN would be NaN.
         device.zero(memory.address, size)
         self._addresses = {name: memory.address + offset for name, offset in offsets.items()}
         if not layout.updates:
@@ -191,7 +190,7 @@ class _Decode:
         return self._logits.copy()
 
     def _enqueue_token(self) -> None:
-        # TensorRT puts work off to the first run, which a graph must not record.
+        # The first run does work of TensorRT's own, which a graph must not record.
         if self._graph is None and self._ran and self._backend.device.has_graphs and self._execution.capturable:
             self._capture()
         if self._graph is not None:
@@ -208,7 +207,7 @@ class _Decode:
             device.has_graphs = False
             warnings.warn(f"tokens are computed without a CUDA graph, which is slower: {error}", stacklevel=2)
         else:
-            # First, since the execution must outlive it.
+            # Freed first, since the execution must outlive it.
             self._held.insert(0, self._graph)
 
     def _token(self) -> None:

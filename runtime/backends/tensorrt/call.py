@@ -1,4 +1,4 @@
-"""The small tensors of a decoder's calls: what goes in beside the caches, and what comes out for them."""
+"""The tensors of a decoder's call except the caches: small inputs, and updates for the caches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runtime.backends.tensorrt.plan import DecoderLayout, place
 
 
 class Inputs:
-    """A call's inputs but the caches: one block of host memory, one of device memory, one copy."""
+    """A call's inputs except the caches: one block of host memory, one of device memory, one copy."""
 
     def __init__(self, device: Device, layout: DecoderLayout, tokens: int) -> None:
         self._device, self._tokens = device, tokens
@@ -44,16 +44,16 @@ class Inputs:
         self._device.upload(self._host.array[: self._size], self._target)
 
     def upload(self, embeds: Array, mask: npt.NDArray[np.bool_], start: int) -> None:
-        """Writes, enqueues, and notes when the host memory is free again."""
+        """Writes and enqueues, and records when the host memory is free again."""
         self.write(embeds, mask, start)
         self.enqueue()
         self._sent.record()
 
 
 class Updates:
-    """What a call gives for the caches where the engine does not write into them, and the copies that then do.
+    """A call's new keys and values, and their copies into the caches, for engines that do not write into the caches.
 
-    Without such outputs it is nothing.
+    For other engines it holds and copies nothing.
     """
 
     def __init__(self, device: Device, layout: DecoderLayout, tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""Whether a TensorRT plan is one of a bundle, and how it is then called. Nothing here needs TensorRT or a GPU."""
+"""Checks that a TensorRT plan belongs to a bundle, and how it is called. Nothing here needs TensorRT or a GPU."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from runtime.images.preprocess import ImageProcessor
 
 
 class PlanError(Exception):
-    """A plan that cannot run the bundle. The message goes on after the plan's name: ``has no input x``."""
+    """A plan that cannot run the bundle. The message follows the plan's name: ``has no input x``."""
 
 
 def decoder_layout(plan: PlanInfo, model: ModelFacts, precision: str) -> DecoderLayout:
-    """How to call a decoder plan.
+    """Returns how to call a decoder plan.
 
     Raises:
-        PlanError: it is not one of this model, or cannot compute one sequence token by token.
+        PlanError: it is of another model, or cannot compute one sequence token by token.
     """
     tensors = {tensor.name: tensor for tensor in plan.tensors}
     updates = any(name.startswith(graph.UPDATE) for name in tensors)
@@ -67,10 +67,10 @@ def decoder_layout(plan: PlanInfo, model: ModelFacts, precision: str) -> Decoder
 
 
 def vision_layout(plan: PlanInfo, model: ModelFacts, image: ImageProcessor, precision: str) -> VisionLayout:
-    """How to call a vision plan.
+    """Returns how to call a vision plan.
 
     Raises:
-        PlanError: it is not one of this model, or takes no single tile.
+        PlanError: it is of another model, or does not take a single tile.
     """
     tensors = {tensor.name: tensor for tensor in plan.tensors}
     kind = TYPES[precision]
@@ -114,12 +114,12 @@ def _require_one_sequence(tensor: TensorInfo) -> None:
     for range_ in tensor.ranges:
         if not range_.minimum[0] <= 1 <= range_.maximum[0]:
             raise PlanError(
-                f"computes {range_.minimum[0]} conversations at once and a session is one: it takes --max-batch 1"
+                f"computes {range_.minimum[0]} conversations at once, and the runtime computes one (--max-batch 1)"
             )
 
 
 def _profiles(tensor: TensorInfo, axis: int, what: str) -> tuple[Profile, ...]:
-    """Profiles by size. Together they take every number of rows from 1 up."""
+    """Returns profiles by size, which together take every number of rows from 1 up."""
     profiles = sorted(
         (Profile(index, range_.minimum[axis], range_.maximum[axis]) for index, range_ in enumerate(tensor.ranges)),
         key=lambda profile: profile.maximum,

@@ -1,8 +1,4 @@
-"""Engines through TensorRT's Python module, or that of TensorRT for RTX, which has the same names.
-
-``runtime.backends.cuda.device`` says what each call promises; nothing is decided here. Checked of what TensorRT returns
-is whether it is an error, which becomes one line with the first of TensorRT's own words.
-"""
+"""Engines through TensorRT's Python module; ``runtime.backends.tensorrt.execution`` describes each call."""
 
 from __future__ import annotations
 
@@ -60,7 +56,7 @@ class TensorRTEngine:
         self._tensorrt, self._engine, self._device = tensorrt, engine, device
 
     def execution(self, profile: int, scratch: Memory, static: bool) -> TensorRTExecution:
-        """A context of the engine, in memory of ours."""
+        """Makes an execution context, in memory of ours."""
         trt, engine = self._tensorrt.trt, self._engine
         own_memory = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if hasattr(engine, "create_runtime_config"):
@@ -106,23 +102,23 @@ class TensorRTExecution:
 
     @property
     def capturable(self) -> bool:
-        """Only TensorRT for RTX ever says no."""
+        """Whether ``enqueue`` can be recorded: only TensorRT for RTX ever says no."""
         ask = getattr(self._context, "is_stream_capturable", None)
         return ask is None or bool(ask(self._stream))
 
     def free(self) -> None:
-        """Gives the context back, which TensorRT does with its object."""
+        """Frees the context, which TensorRT does with its object."""
         del self._context
 
 
 def plan_info(trt: Any, engine: Any) -> PlanInfo:
-    """What an engine says of its plan."""
+    """Reads the tensors and profiles of an engine."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     return PlanInfo(tuple(_tensor_info(trt, engine, name) for name in names), int(engine.device_memory_size_v2))
 
 
 def _tensor_info(trt: Any, engine: Any, name: str) -> TensorInfo:
-    # Where it is not there, nothing is written in place: TensorRT 10.3 has no operator that does.
+    # TensorRT 10.3 has neither this call nor an operator that writes in place.
     aliased = getattr(engine, "get_aliased_input_tensor", lambda name: None)
     is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
     profiles: Iterable[int] = range(engine.num_optimization_profiles) if is_input else ()

@@ -1,4 +1,4 @@
-"""What the backend asks of an engine on a GPU: small protocols, and nothing that needs TensorRT.
+"""What the backend needs of an engine on a GPU, as protocols.
 
 ``runtime.backends.tensorrt.engine`` implements them.
 """
@@ -13,13 +13,13 @@ from runtime.backends.tensorrt.plan import PlanInfo, Shape
 
 
 class Execution(Resource, Protocol):
-    """One way to run an engine: a profile, with shapes and addresses that stay until they are set anew."""
+    """One way to run an engine: a profile, with shapes and addresses that stay until they are set again."""
 
     def set_shapes(self, shapes: Mapping[str, Shape]) -> None:
-        """Shapes of inputs."""
+        """Sets shapes of inputs."""
 
     def set_addresses(self, addresses: Mapping[str, int]) -> None:
-        """Device addresses of inputs and outputs."""
+        """Sets device addresses of inputs and outputs."""
 
     def enqueue(self) -> None:
         """Enqueues the work on the device's queue."""
@@ -30,16 +30,16 @@ class Execution(Resource, Protocol):
 
 
 class Engine(Protocol):
-    """A plan, loaded."""
+    """A loaded plan."""
 
     info: PlanInfo
 
     def execution(self, profile: int, scratch: Memory, static: bool) -> Execution:
-        """A way to run it.
+        """Makes a way to run it.
 
         Args:
             profile: index of an optimization profile.
-            scratch: where activations lie while it runs, at least ``info.scratch`` bytes. Whoever owns it sees to it
-                that no two run at once: one queue does that.
-            static: its shapes will never change, which is worth more preparation.
+            scratch: memory for activations, at least ``info.scratch`` bytes. Executions may share it if no two run at
+                once, as on one queue.
+            static: whether its shapes never change, so that more preparation pays off.
         """

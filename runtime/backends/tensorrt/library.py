@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from runtime.backends.plugin_library import BUILD_COMMAND
 from runtime.bundle.targets import Target
 from runtime.errors import BackendError
 
@@ -59,7 +60,7 @@ class TensorRT:
         if loaded is None:
             raise self.error(f"cannot load the plugin library {library}")
         if missing := self._missing_plugins(operators):
-            raise self.error(f"{library} has no {', '.join(missing)}: build the library of the monoedge installed here")
+            raise self.error(f"{library} has no {', '.join(missing)}: build it again with: {BUILD_COMMAND}")
 
     def _missing_plugins(self, operators: Mapping[str, int]) -> list[str]:
         registry = self.trt.get_plugin_registry()

@@ -1,4 +1,4 @@
-"""Plans of a bundle into engines. All that can be checked is, before TensorRT reads a byte of them."""
+"""Loads the plans of a bundle. Whatever can be checked is checked before TensorRT reads them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Loader:
         start: starts a TensorRT.
 
     Raises:
-        BackendError: TensorRT or the plugin library is not here, or a plan may not be used here; with what to do.
+        BackendError: TensorRT or the plugin library is missing, or a plan may not be used here; with what to do.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Loader:
         return f"the engine was built for {record.max_length} tokens; this builds one for {most}: {command}"
 
     def decoder(self) -> tuple[Engine, DecoderLayout]:
-        """The decoder's engine.
+        """Loads the decoder's engine.
 
         Raises:
             BackendError: TensorRT refuses the plan, or it is not what its record says.
@@ -90,7 +90,7 @@ class Loader:
         return self._load(DECODER_GRAPH, layout)
 
     def vision(self) -> tuple[Engine, VisionLayout]:
-        """The vision graph's engine; raises as ``decoder`` does."""
+        """Loads the vision graph's engine; raises as ``decoder`` does."""
         manifest = self._bundle.manifest
         return self._load(
             VISION_GRAPH, lambda info: vision_layout(info, manifest.model, manifest.image, manifest.precision)
@@ -105,7 +105,7 @@ class Loader:
         try:
             return engine, layout(engine.info)
         except PlanError as error:
-            # A plan for several conversations at once is one of those that are no use here.
+            # A plan for several conversations at once is refused too.
             again = replace(record, max_batch=1)
             raise BackendError(refused(str(path), str(error), again, self._bundle.folder)) from None
 

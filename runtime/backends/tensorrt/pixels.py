@@ -1,4 +1,4 @@
-"""Pictures in device memory to tiles in device memory, by the kernel of the plugin library."""
+"""Makes tiles from pictures in device memory, with a kernel of the plugin library."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENTRY = "monoedgeResizeToTiles"
 
 Grid = tuple[int, int]
 Resize = Callable[[Any, ctypes.c_void_p], int]
-"""The kernel's entry: parameters by reference, stream → status."""
+"""The kernel: parameters by reference, stream → status."""
 
 
 class ResizeFilter(ctypes.Structure):
@@ -62,10 +62,10 @@ class ResizeParams(ctypes.Structure):
 
 
 def open_resize() -> Resize:
-    """The kernel's entry in the plugin library.
+    """Finds the kernel in the plugin library.
 
     Raises:
-        BackendError: there is no library, or one from before it had this.
+        BackendError: there is no library, or one without the kernel.
     """
     path = plugin_library()
     try:
@@ -76,15 +76,15 @@ def open_resize() -> Resize:
 
 
 class Tiler:
-    """Tiles of pictures, in the number format and of the size that a vision plan reads.
+    """Makes tiles in the number format and of the size that a vision plan reads.
 
-    What depends on a picture's size only is kept for the next of that size, since a camera's are all of one.
+    What depends only on a picture's size is kept for the next picture, since those of a camera have one size.
 
     Args:
         device: the GPU.
         layout: of the vision plan.
         resize: the kernel's entry.
-        encode: computes the embeddings of what is made here.
+        encode: computes the embeddings of the tiles.
     """
 
     _numbers = itertools.count()
@@ -102,11 +102,11 @@ class Tiler:
         self._prepared: tuple[object, _Tables] | None = None
 
     def __call__(self, image: object, processor: ImageProcessor, max_tiles: int | None) -> DevicePixels:
-        """The tiles of a picture. Once this returns, its memory may be written again.
+        """Makes the tiles of a picture, whose memory may then be written again.
 
         Raises:
-            ImageError: not a picture.
-            OptionError: ``max_tiles`` out of range.
+            ImageError: it is no picture.
+            OptionError: ``max_tiles`` is out of range.
         """
         device, tile = self._device, self._tile
         frame = device_frame(image, device.stream, device.synchronize)
@@ -131,7 +131,7 @@ class Tiler:
     def _tables(self, frame: DeviceFrame, grids: list[Grid], processor: ImageProcessor) -> _Tables:
         key = (frame.width, frame.height, tuple(grids))
         if self._prepared is None or self._prepared[0] != key:
-            # Those of the last size first, so that there need not be room for both.
+            # Frees those of the last size first, so that there need not be room for both.
             self._prepared = None
             self._prepared = (key, _Tables(self._device, self._tile, frame, grids, processor))
         return self._prepared[1]

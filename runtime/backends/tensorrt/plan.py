@@ -1,7 +1,7 @@
-"""What a TensorRT plan says of itself, and how it is called: profiles, chunks, buffers.
+"""The tensors of a TensorRT plan, and how it is called: profiles, chunks, buffers.
 
 Nothing here needs TensorRT or a GPU. ``PlanInfo`` is plain data, made from an engine on a device and from a network and
-its profiles in tests; ``runtime.backends.tensorrt.check`` makes layouts of it.
+its profiles in tests; ``runtime.backends.tensorrt.check`` makes layouts from it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from runtime.bundle.manifest import PRECISIONS
 Shape = tuple[int, ...]
 
 ALIGNMENT = 256
-"""Tensors begin at multiples of this many bytes, as TensorRT wants of its own memory."""
+"""Tensors begin at multiples of this many bytes, as TensorRT requires."""
 
 TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
-"""The bundle's number formats by TensorRT's names."""
+"""TensorRT's names of the bundle's number formats."""
 
 NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     **{TYPES[precision]: dtype for precision, dtype in PRECISIONS.items()},
@@ -33,7 +33,7 @@ NUMPY_TYPES: dict[str, np.dtype[Any]] = {
 
 @dataclass(frozen=True)
 class ShapeRange:
-    """Least, tuned and greatest shape of an input in one profile."""
+    """Smallest, tuned and largest shape of an input in one profile."""
 
     minimum: Shape
     optimum: Shape
@@ -137,7 +137,7 @@ class DecoderLayout:
         }
 
     def update(self, tokens: int) -> Buffer:
-        """What a call gives for each cache, where it gives updates."""
+        """The update of one cache by a call, where a call gives updates."""
         _, heads, _, head_dim = self.cache.shape
         return Buffer(self.cache.dtype, (1, heads, tokens, head_dim))
 
@@ -172,7 +172,7 @@ class VisionLayout:
 
 
 def place(buffers: dict[str, Buffer]) -> tuple[dict[str, int], int]:
-    """Where each tensor begins in one block of memory, and the size of the block, in bytes."""
+    """Returns where each tensor begins in one block of memory, and the size of the block, in bytes."""
     offsets, size = {}, 0
     for name, buffer in buffers.items():
         offsets[name] = size

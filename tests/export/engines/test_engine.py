@@ -163,7 +163,7 @@ def test_interrupted_build_leaves_nothing(rtx: None, bundle: Path, library: Path
     ("arguments", "words"),
     [
         (["--target", "trt-rtx"], "there is no GPU here: name the one to build for with --sm, one of 75, 80, 86"),
-        (["--target", "trt-rtx", "--sm", "87"], "does not build for SM 87, it knows --sm 75, 80, 86, 89, 120, 121"),
+        (["--target", "trt-rtx", "--sm", "87"], "does not build for SM 87, only for --sm 75, 80, 86, 89, 120, 121"),
         (["--target", "trt-rtx", "--sm", "75"], "the bundle is bf16, which SM 75 does not compute in"),
         (["--target", "trt-rtx", "--sm", "89", "--max-length", "9999"], "--max-length 9999 does not fit: the bundle"),
         (["--target", "trt-rtx", "--sm", "89", "--max-length", "0"], "--max-length 0 does not fit"),

@@ -60,7 +60,7 @@ def test_refused(tiny_v1_bundle: Path) -> None:
     says = "^decoder, layers.0/it: the ONNX parser of TensorRT 10.3 "
     with pytest.raises(BundleError, match=says + "does not have BitwiseNot: export the bundle again$"):
         check_graph(small_model("BitwiseNot", TensorProto.INT32), PARSER)
-    with pytest.raises(BundleError, match=says + "has Softmax for no DOUBLE: export the bundle again$"):
+    with pytest.raises(BundleError, match=says + "does not have Softmax for DOUBLE: export the bundle again$"):
         check_graph(small_model("Softmax", TensorProto.DOUBLE), PARSER)
     with pytest.raises(BundleError, match=says + "does not have Relu of domain other: export the bundle again$"):
         check_graph(small_model("Relu", domain="other"), PARSER)

@@ -59,7 +59,7 @@ def test_never_the_cpu_in_place_of_a_gpu(tiny_v1_bundle: Path, name: str) -> Non
 
 @pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
 def test_threads_are_of_the_cpu(tiny_v1_bundle: Path, name: str) -> None:
-    assert "threads are of the CPU" in refusal(tiny_v1_bundle, name, threads=2)
+    assert "computes on the GPU: leave out threads=2" in refusal(tiny_v1_bundle, name, threads=2)
 
 
 # The providers' code, with the provider that is here in the place of CUDA's -------------------------------------------
@@ -104,7 +104,7 @@ def test_a_provider_that_cannot_start_is_refused(tiny_v1_bundle: Path, monkeypat
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     with pytest.warns(UserWarning, match="CUDAExecutionProvider"):
         message = refusal(tiny_v1_bundle, "onnxruntime-cuda")
-    assert "ONNX Runtime has CUDAExecutionProvider and cannot use it" in message
+    assert "ONNX Runtime cannot use its CUDAExecutionProvider: install" in message
 
 
 def test_older_graphs_are_for_others(tiny_v1_portable_bundle: Path) -> None:

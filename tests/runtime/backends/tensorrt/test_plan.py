@@ -174,7 +174,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "in another place": ("present.0.key", {"alias": "past_key_values.0.value"}, "does not write present.0.key in the"),
     "an open cache": ("past_key_values.0.key", {"shape": (-1, 2, -1, 32)}, "has caches of no fixed capacity"),
     "unequal caches": ("past_key_values.0.key", {"shape": (-1, 2, 64, 32)}, "has caches of no fixed capacity"),
-    "a batch": ("visual_mask", {"ranges": batch(4)}, "computes 4 conversations at once and a session is one"),
+    "a batch": ("visual_mask", {"ranges": batch(4)}, "computes 4 conversations at once, and the runtime computes one"),
     "no profile": ("inputs_embeds", {"ranges": ()}, "has no optimization profile"),
     "no decode": ("inputs_embeds", {"ranges": tokens((2, 64))}, "has no profile for 1 tokens"),
     "a gap": ("inputs_embeds", {"ranges": tokens((8, 64), (1, 4))}, "has no profile for 5 tokens"),
