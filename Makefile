@@ -13,6 +13,7 @@ SOURCES := export plugins_trt runtime calibration tests benchmarks examples
 DEMO_BUNDLE := build/shapes
 DEMO_PICTURE := examples/shapes/pictures/p001.png
 HEADERS := build/tensorrt_headers
+HEADERS_PACKAGE := $(shell grep -o 'kernel-lens==[0-9.]*' plugins_trt/build.py)
 
 .PHONY: demo test lint types plugin clean
 
@@ -45,7 +46,7 @@ types: $(VENV)/ready
 
 # NVIDIA's Apache-2.0 headers of TensorRT, which tests build the plugin with where none are installed.
 $(HEADERS): | $(VENV)/ready
-	$(BIN)/pip install --disable-pip-version-check --no-input --quiet --no-deps --target $@ kernel-lens==2.0.1
+	$(BIN)/pip install --disable-pip-version-check --no-input --quiet --no-deps --target $@ $(HEADERS_PACKAGE)
 
 # The plugin library, for the GPU at hand or, say, ARCH=87.
 plugin: $(VENV)/ready

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from calibration.options import read_options
 from runtime.console.console import Console
+from runtime.console.files import replaced
 from runtime.console.run import need, run
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def _write(report: Report, path: Path | None, console: Console) -> None:
         return
     try:
         for ending, text in ((".json", report.json()), (".html", page(report))):
-            path.with_name(path.name + ending).write_text(text, encoding="utf-8")
+            with replaced(path.with_name(path.name + ending)) as partial:
+                partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise CalibrationError(f"the report {path} cannot be written: {error.strerror}") from None
 

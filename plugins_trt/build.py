@@ -15,7 +15,7 @@ from pathlib import Path
 from runtime.backends.cuda.driver import find_device
 from runtime.backends.plugin_library import LIBRARY, VARIABLE, install_folder, is_checkout, plugin_library
 from runtime.console.console import Console
-from runtime.console.files import replaced
+from runtime.console.files import cache_folder, replaced
 from runtime.console.run import make_parser, run
 from runtime.errors import BackendError, MonoedgeError, OptionError
 
@@ -36,7 +36,7 @@ HEADERS = "kernel-lens==2.0.1"
 """A package that carries NVIDIA's Apache-2.0 headers of TensorRT 10.14."""
 
 _SOURCES = Path(__file__).parent
-_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "monoedge"
+_CACHE = cache_folder()
 _FETCHED = (_SOURCES.parent / "build" if is_checkout() else _CACHE) / "tensorrt_headers"
 CUDA = Path("/usr/local/cuda")
 """Where CUDA installs itself; JetPack leaves nvcc out of PATH."""

@@ -27,9 +27,11 @@ foreach(folder IN LISTS searched)
 endforeach()
 if(NOT tensorrt_headers)
   list(JOIN searched "\n  " searched)
+  file(STRINGS "${CMAKE_CURRENT_LIST_DIR}/build.py" package REGEX "^HEADERS = ")
+  string(REGEX MATCH "kernel-lens==[0-9.]+" package "${package}")
   message(FATAL_ERROR
     "TensorRT's headers (NvInferRuntime.h) are in none of\n  ${searched}\n"
     "Set TENSORRT_ROOT or MONOEDGE_TENSORRT_HEADERS, or fetch NVIDIA's Apache-2.0 headers of TensorRT 10.14:\n"
-    "  python3 -m pip install --no-deps --target ${MONOEDGE_FETCHED_HEADERS} kernel-lens==2.0.1\n")
+    "  python3 -m pip install --no-deps --target ${MONOEDGE_FETCHED_HEADERS} ${package}\n")
 endif()
 message(STATUS "TensorRT headers: ${tensorrt_headers}")

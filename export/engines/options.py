@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +10,7 @@ from plugins_trt.schema import PLUGIN_OPERATORS, VERSION
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.reader import sha256_of
 from runtime.bundle.targets import Target
+from runtime.console.files import cache_folder
 from runtime.errors import BackendError, BundleError, OptionError
 
 
@@ -44,8 +44,7 @@ class Options:
 
 def default_timing_cache(capability: int) -> Path:
     """Returns the file in the user's cache folder that keeps measurements of a GPU."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return caches / f"monoedge/trt-sm{capability}.timing"
+    return cache_folder() / f"trt-sm{capability}.timing"
 
 
 def check_bundle(manifest: Manifest) -> None:
