@@ -199,7 +199,6 @@ class OnnxRuntimeContext:
         self.capacity = 0
         self._backend = backend
         self._decoder = _Bound.to(backend.decoder)
-        self._binding = self._decoder.binding
         self._visual_decoder: _Bound | None = None
         inputs = [item for item in backend.decoder.get_inputs() if item.name.startswith(PAST)]
         self._types = [np.dtype(CACHE_TYPES[item.type]) for item in inputs]
