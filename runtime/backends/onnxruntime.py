@@ -136,31 +136,21 @@ class OnnxRuntimeBackend:
         return options
 
     def encode_image(self, pixel_values: npt.NDArray[np.float32]) -> Array:
-        """[tiles, 3, size, size] → [tiles · tokens_per_tile, hidden]."""
-        vision = self._for_images(VISION_GRAPH)
+        """Takes [tiles, 3, size, size] to [tiles · tokens_per_tile, hidden], one tile at a time."""
+        vision = self.for_images(VISION_GRAPH)
         with as_backend_error("ONNX Runtime failed on the image"):
-            tiles = [self._encode(vision, pixel_values[i : i + 1]) for i in range(len(pixel_values))]
-        return np.concatenate(tiles)
+            tiles = (tile[None].astype(self.dtype, copy=False) for tile in pixel_values)
+            return np.concatenate([vision.run(None, {PIXEL_VALUES: tile})[0][0] for tile in tiles])
 
-    @property
-    def visual_decoder(self) -> ort.InferenceSession:
-        """What computes visual tokens: the decoder, or one of their own."""
-        return self._for_images(VISUAL_DECODER_GRAPH) if self.bundle.manifest.by_expert else self.decoder
-
-    def _for_images(self, graph: str) -> ort.InferenceSession:
-        """A graph that is opened when first asked for: a text conversation never needs it."""
+    def for_images(self, graph: str) -> ort.InferenceSession:
+        """Opens a graph when it is first asked for: a text conversation never needs it."""
         with self._lock:
             if graph not in self._opened:
                 self._opened[graph] = self._open(graph)
             return self._opened[graph]
 
-    def _encode(self, session: ort.InferenceSession, pixel_values: npt.NDArray[np.float32]) -> Array:
-        """[1, 3, size, size] → [tokens_per_tile, hidden]."""
-        embeds: Array = session.run(None, {PIXEL_VALUES: pixel_values.astype(self.dtype, copy=False)})[0][0]
-        return embeds
-
     def new_context(self) -> OnnxRuntimeContext:
-        """Empty caches for a new sequence."""
+        """Returns empty caches for a new sequence."""
         return OnnxRuntimeContext(self)
 
 
@@ -255,7 +245,7 @@ class OnnxRuntimeContext:
 
     def _visual(self) -> _Bound:
         if self._visual_decoder is None:
-            self._visual_decoder = _Bound.to(self._backend.visual_decoder)
+            self._visual_decoder = _Bound.to(self._backend.for_images(VISUAL_DECODER_GRAPH))
             self._bind_caches(self._visual_decoder)
         return self._visual_decoder
 

@@ -32,15 +32,7 @@ TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.json"
 RECORDING = "recording"
 """The folder of a bundle that its recorded set lies in; ``export.recording`` makes it from the bundle's own graphs."""
-REQUIRED_FILES = (
-    VISION_GRAPH,
-    VISION_WEIGHTS,
-    DECODER_GRAPH,
-    DECODER_WEIGHTS,
-    EMBEDDINGS,
-    TOKENIZER,
-    CHAT_TEMPLATE,
-)
+REQUIRED_FILES = (VISION_GRAPH, VISION_WEIGHTS, DECODER_GRAPH, DECODER_WEIGHTS, EMBEDDINGS, TOKENIZER, CHAT_TEMPLATE)
 
 PRECISIONS: dict[str, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2"), "bf16": np.dtype("<u2")}
 """Number formats of a bundle, and how numpy holds them: it has no bfloat16, so uint16 keeps its bits."""
@@ -219,16 +211,13 @@ class Manifest:
             advice = "update monoedge" if isinstance(version, int) and version > FORMAT_VERSION else "export it again"
             raise BundleError(f"the bundle has format version {version}, this runtime reads {FORMAT_VERSION}: {advice}")
         values = {"opset": cls.opset, "engines": {}, "quantization": None} | values
+        kinds = {"name": str, "precision": str, "operators": dict, "created_by": dict, "opset": int}
         quantization = values["quantization"]
         try:
             manifest = cls(
-                name=_typed(values, "name", str),
-                precision=_typed(values, "precision", str),
+                **{name: _typed(values, name, kind) for name, kind in kinds.items()},
                 model=_record(ModelFacts, _typed(values, "model", dict)),
                 image=read_record(ImageProcessor, values["image"], f"{MANIFEST}, image"),
-                operators=_typed(values, "operators", dict),
-                created_by=_typed(values, "created_by", dict),
-                opset=_typed(values, "opset", int),
                 files=_records(FileRecord, _typed(values, "files", dict)),
                 engines=_records(EngineRecord, _typed(values, "engines", dict)),
                 quantization=None

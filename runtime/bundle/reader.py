@@ -40,13 +40,11 @@ class Bundle:
                 f"{self.folder}: no such bundle; make one with: python -m export.onnx --ckpt CKPT -o {self.folder}"
             )
         try:
-            text = (self.folder / MANIFEST).read_text(encoding="utf-8")
+            self.manifest = Manifest.from_json((self.folder / MANIFEST).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise BundleError(f"{self.folder} is not a bundle: it has no {MANIFEST}") from None
         except (OSError, ValueError) as error:
             raise BundleError(f"{self.folder / MANIFEST} cannot be read: {error}") from None
-        try:
-            self.manifest = Manifest.from_json(text)
         except BundleError as error:
             raise BundleError(f"{self.folder}: {error}") from None
         for name, record in self.manifest.files.items():

@@ -19,14 +19,7 @@ from runtime.errors import BundleError, PromptError
 CONTROL_TOKENS = ("<unk>", "<s>", "</s>")
 """Ids 0, 1 and 2."""
 
-CHAT_TOKENS = (
-    "<|plugin|>",
-    "<|interpreter|>",
-    "<|action_end|>",
-    "<|action_start|>",
-    "<|im_end|>",
-    "<|im_start|>",
-)
+CHAT_TOKENS = ("<|plugin|>", "<|interpreter|>", "<|action_end|>", "<|action_start|>", "<|im_end|>", "<|im_start|>")
 """The last six pieces of the SentencePiece model, in this order."""
 
 IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
