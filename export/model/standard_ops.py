@@ -12,26 +12,19 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
+from torch.compiler import is_exporting
 
 
-def _tracing() -> bool:
-    return torch.compiler.is_exporting()
-
-
-def _node(
+def node(
     op_type: str,
-    inputs: Sequence[torch.Tensor | None],
+    inputs: Sequence[torch.Tensor],
     attributes: Mapping[str, int | float | str],
     like: torch.Tensor,
     version: int,
 ) -> torch.Tensor:
+    """Returns the output of one new node, of the type and shape of ``like``; ``version`` is of the operator's opset."""
     return torch.onnx.ops.symbolic(
-        op_type,
-        inputs,
-        dict(attributes),
-        dtype=like.dtype,
-        shape=like.shape,
-        version=version,
+        op_type, inputs, dict(attributes), dtype=like.dtype, shape=like.shape, version=version
     )
 
 
@@ -43,8 +36,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         weight: [hidden].
         eps: added to the mean square.
     """
-    if _tracing():
-        return _node("RMSNormalization", [x, weight], {"axis": -1, "epsilon": eps}, x, 23)
+    if is_exporting():
+        return node("RMSNormalization", [x, weight], {"axis": -1, "epsilon": eps}, x, 23)
     x32 = x.float()
     return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
 
@@ -58,8 +51,8 @@ def rotary_embedding(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, posi
         sin: the same.
         position_ids: int64 [batch, sequence].
     """
-    if _tracing():
-        return _node("RotaryEmbedding", [x, cos, sin, position_ids], {"interleaved": 0}, x, 23)
+    if is_exporting():
+        return node("RotaryEmbedding", [x, cos, sin, position_ids], {"interleaved": 0}, x, 23)
     c, s = cos[position_ids].unsqueeze(1), sin[position_ids].unsqueeze(1)
     left, right = x.chunk(2, dim=-1)
     return torch.cat((left * c - right * s, right * c + left * s), dim=-1)
@@ -73,8 +66,8 @@ def tensor_scatter(cache: torch.Tensor, update: torch.Tensor, write_indices: tor
         update: [batch, heads, sequence, head_dim].
         write_indices: int64 [batch], where the first row of each sequence goes.
     """
-    if _tracing():
-        return _node("TensorScatter", [cache, update, write_indices], {"axis": 2, "mode": "linear"}, cache, 24)
+    if is_exporting():
+        return node("TensorScatter", [cache, update, write_indices], {"axis": 2, "mode": "linear"}, cache, 24)
     result = cache.clone()
     for row, start in enumerate(write_indices.tolist()):
         result[row, :, start : start + update.shape[2]] = update[row]
@@ -90,9 +83,9 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask:
         value: the same.
         mask: bool [batch, 1, sequence, capacity], true where the key is seen.
     """
-    if _tracing():
+    if is_exporting():
         # Without softmax_precision, which TensorRT refuses; its attention has a float32 softmax all the same.
-        return _node("Attention", [query, key, value, mask], {"scale": 1 / math.sqrt(query.shape[-1])}, query, 24)
+        return node("Attention", [query, key, value, mask], {"scale": 1 / math.sqrt(query.shape[-1])}, query, 24)
     if query.dtype == torch.float32:  # then PyTorch's own, which training wants, has a float32 softmax too
         return F.scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)
     groups = query.shape[1] // key.shape[1]
@@ -108,9 +101,9 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     PyTorch's own translation puts a ``Transpose`` of the weight in front of ``MatMul``, which ONNX Runtime folds
     into a second copy of the weight in memory.
     """
-    if not _tracing():
+    if not is_exporting():
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
     inputs = [rows, weight] if bias is None else [rows, weight, bias]
-    result = _node("Gemm", inputs, {"transB": 1}, rows.new_empty(rows.shape[0], weight.shape[0]), 13)
+    result = node("Gemm", inputs, {"transB": 1}, rows.new_empty(rows.shape[0], weight.shape[0]), 13)
     return result.reshape(*x.shape[:-1], weight.shape[0])

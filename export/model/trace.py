@@ -31,7 +31,6 @@ from export.checkpoint.tensors import decoder_parameters, vision_parameters
 from export.engines.network import CAPACITY
 from export.external_data import GraphFile, TensorSource, layout
 from export.model import modeling
-from export.model.fused_moe import translation_table
 from export.model.weights import DTYPES, parameter_sources, rotary_sources
 from plugins_trt import function
 from plugins_trt.schema import DOMAIN
@@ -111,7 +110,6 @@ def _export(
             dynamic_shapes=dynamic_shapes,
             input_names=input_names,
             output_names=output_names,
-            custom_translation_table=translation_table(),
         )
     assert program is not None  # noqa: S101 - only with dynamo=False
     return program.model
