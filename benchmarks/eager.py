@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--ckpt", type=Path, metavar="CKPT", required=True, help="the folder of a checkpoint")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="what to compute in (default fp32)")
     arguments = parser.parse_args()
-    need("torch", "safetensors", "onnxscript")
+    need("torch", "onnx", "safetensors")
     what = workload(arguments)
     print(measure(what, lambda: _loaded(arguments.ckpt, arguments.dtype, what.threads, what.tiles > 0)).to_json())
 

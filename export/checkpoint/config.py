@@ -112,7 +112,7 @@ def read_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read as JSON: {error}") from None
     if not isinstance(values, dict):
-        raise CheckpointError(f"{file} should hold a JSON object, got {type(values).__name__}")
+        raise CheckpointError(f"{file}: expected a JSON object, got {type(values).__name__}")
     return values
 
 

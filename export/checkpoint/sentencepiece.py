@@ -1,7 +1,8 @@
 """tokenizer.model: a SentencePiece model, read and checked.
 
-The file is a protobuf message and read by hand: the class that comes with the sentencepiece package refuses
-every protobuf older than the one it was generated with, and so most of those that onnx works with.
+The file is a protobuf message, read by the numbers of its fields with the library that comes with onnx. The class in the
+sentencepiece package is of no use: it refuses every protobuf older than the one it was generated with, and so most of
+those that onnx works with.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from runtime.errors import MonoedgeError
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
+
 from runtime.text.tokenizer import CHAT_TOKENS, CONTROL_TOKENS, IMAGE_TOKENS, byte_token
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, _UNUSED, BYTE = range(1, 7)
 """The types of pieces."""
-
-OFFICIAL = "take the file of the official checkpoint"
-"""What mends most tokenizers that are refused."""
 
 _RESERVED = {*CONTROL_TOKENS, *CHAT_TOKENS, *IMAGE_TOKENS}
 
@@ -36,10 +37,6 @@ _SETTINGS: dict[tuple[int, int], tuple[str, int | bytes, int | bytes]] = {
 """Fields of ModelProto and its messages: name, protobuf's default, the supported value."""
 
 
-class TokenizerError(MonoedgeError):
-    """A tokenizer that is missing, damaged, or not one of Mono-InternVL."""
-
-
 class Piece(NamedTuple):
     """One entry of the vocabulary; its id is its position."""
 
@@ -49,74 +46,42 @@ class Piece(NamedTuple):
 
 
 def read_pieces(file: Path) -> list[Piece]:
-    """The pieces of a tokenizer.model whose settings are those of Mono-InternVL.
+    """Reads the pieces of a tokenizer.model whose settings are those of Mono-InternVL.
 
     Raises:
-        TokenizerError: the first thing found that does not fit, in one line.
+        OSError: the file cannot be read.
+        ValueError: the first thing found that does not fit.
     """
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise TokenizerError(f"{file} cannot be read ({error.strerror}): {OFFICIAL}") from None
     pieces = []
     settings = {field: default for field, (_, default, _) in _SETTINGS.items()}
     try:
-        for field, value in _fields(data):
+        for field, value in _fields(file.read_bytes()):
             if field == _PIECES:
                 pieces.append(_piece(value))
             elif any(field == message for message, _ in _SETTINGS):
                 settings |= {(field, number): setting for number, setting in _fields(value)}
-        if not pieces:
-            raise ValueError("it has no pieces")
-    except (ValueError, TypeError, KeyError, struct.error) as error:
-        raise TokenizerError(f"{file} is not a SentencePiece model ({error}): {OFFICIAL}") from None
-
+    except (DecodeError, UnicodeDecodeError, AttributeError, TypeError, struct.error):
+        raise ValueError("it is not a SentencePiece model, or damaged") from None
+    if not pieces:
+        raise ValueError("it is not a SentencePiece model: it has no pieces")
     for key, (name, _, expected) in _SETTINGS.items():
         if settings[key] != expected:
-            wanted, got = _shown(name, expected), _shown(name, settings[key])
-            raise TokenizerError(f"{file}: expected {name} {wanted}, got {got}: {OFFICIAL}")
-    try:
-        _check_ids(pieces)
-        _check_overlaps(pieces)
-    except TokenizerError as error:
-        raise TokenizerError(f"{file}: {error}: {OFFICIAL}") from None
+            raise ValueError(f"expected {name} {_shown(name, expected)}, got {_shown(name, settings[key])}")
+    _check_ids(pieces)
+    _check_overlaps(pieces)
     return pieces
 
 
 def _piece(message: bytes) -> Piece:
-    fields: dict[int, Any] = {1: b"", 2: bytes(4), 3: NORMAL, **dict(_fields(message))}
-    (score,) = struct.unpack("<f", fields[2])
+    fields: dict[int, Any] = {1: b"", 2: 0, 3: NORMAL, **dict(_fields(message))}
+    (score,) = struct.unpack("<f", struct.pack("<I", fields[2]))
     return Piece(fields[1].decode(), score, fields[3])
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """The fields of a protobuf message by number: an int for a varint, bytes for everything else."""
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        value = 0
-        for shift in range(0, 70, 7):
-            if at == len(message):
-                raise ValueError("it ends too early")
-            value |= (message[at] & 0x7F) << shift
-            at += 1
-            if message[at - 1] < 0x80:
-                return value
-        raise ValueError("an integer has too many bytes")
-
-    while at < len(message):
-        number, wire = divmod(varint(), 8)
-        if wire == 0:
-            yield number, varint()
-            continue
-        if wire not in (1, 2, 5):
-            raise ValueError(f"wire type {wire} is unknown")
-        size = varint() if wire == 2 else {1: 8, 5: 4}[wire]
-        if at + size > len(message):
-            raise ValueError("it ends too early")
-        yield number, message[at : at + size]
-        at += size
+    """Yields the fields of a protobuf message by number: bytes, or an int, which has the bits of a float too."""
+    for field in UnknownFieldSet(Empty.FromString(message)):
+        yield field.field_number, field.data
 
 
 def _shown(name: str, value: int | bytes) -> str:
@@ -126,12 +91,12 @@ def _shown(name: str, value: int | bytes) -> str:
 
 
 def _check_ids(pieces: list[Piece]) -> None:
-    """Refuse pieces that cannot be converted, and special tokens that do not have their ids."""
+    """Refuses pieces that cannot be converted, and special tokens that do not have their ids."""
     texts = {piece.text for piece in pieces}
     if len(texts) != len(pieces) or "" in texts:
-        raise TokenizerError("expected pieces that are all different and none empty")
+        raise ValueError("expected pieces that are all different and none empty")
     if {piece.text for piece in pieces if piece.kind == BYTE} != {byte_token(byte) for byte in range(256)}:
-        raise TokenizerError("expected one byte piece for each of the 256 bytes")
+        raise ValueError("expected one byte piece for each of the 256 bytes")
     chat = len(pieces) - len(CHAT_TOKENS)
     for index, piece in enumerate(pieces):
         if index < len(CONTROL_TOKENS):
@@ -147,11 +112,11 @@ def _check_ids(pieces: list[Piece]) -> None:
             fits = piece.kind == USER_DEFINED and piece.text not in _RESERVED - {token}
         if not fits:
             place = f"as piece {index} of {len(pieces)}"
-            raise TokenizerError(f"expected {expected} {place}, got {piece.text!r} of type {piece.kind}")
+            raise ValueError(f"expected {expected} {place}, got {piece.text!r} of type {piece.kind}")
 
 
 def _check_overlaps(pieces: list[Piece]) -> None:
-    """Refuse user-defined pieces that compete with special tokens for the same characters.
+    """Refuses user-defined pieces that compete with special tokens for the same characters.
 
     The official tokenizer takes special tokens out of a text first and user-defined pieces out of what
     remains. Without overlaps the order does not matter.
@@ -161,9 +126,9 @@ def _check_overlaps(pieces: list[Piece]) -> None:
         if piece.kind == USER_DEFINED:
             for other in special - {piece.text}:
                 if _overlap(piece.text, other) or _overlap(other, piece.text):
-                    raise TokenizerError(f"the user-defined piece {piece.text!r} overlaps with {other!r}")
+                    raise ValueError(f"the user-defined piece {piece.text!r} overlaps with {other!r}")
             if " " in piece.text:
-                raise TokenizerError(f"the user-defined piece {piece.text!r} has a space that is not written ▁")
+                raise ValueError(f"the user-defined piece {piece.text!r} has a space that is not written ▁")
 
 
 def _overlap(left: str, right: str) -> bool:

@@ -6,7 +6,7 @@ The export writes the one that a checkpoint's config.json names into the bundle,
 
 from __future__ import annotations
 
-from runtime.errors import MonoedgeError
+from export.errors import CheckpointError
 
 TEMPLATES: dict[str, dict[str, object]] = {
     # From OpenGVLab/Mono-InternVL: the conversation of this name, and the image tokens and labels ("图" is
@@ -31,19 +31,15 @@ TEMPLATES: dict[str, dict[str, object]] = {
 """By the value of the config key `template`: the keys of `ChatTemplate`, in JSON types."""
 
 
-class UnknownTemplateError(MonoedgeError):
-    """A checkpoint names a chat template that is not in `TEMPLATES`."""
-
-
 def template(name: str) -> dict[str, object]:
-    """Give the template that a checkpoint's config key `template` names.
+    """Returns the template that a checkpoint's config key `template` names.
 
     Raises:
-        UnknownTemplateError: there is none of that name; the message lists those there are.
+        CheckpointError: there is none of that name; the message lists those there are.
     """
     if name not in TEMPLATES:
         known = ", ".join(map(repr, sorted(TEMPLATES)))
-        raise UnknownTemplateError(
+        raise CheckpointError(
             f"config.json: template must be one of {known}, got {name!r}: add it to export/checkpoint/templates.py"
         )
     return dict(TEMPLATES[name])

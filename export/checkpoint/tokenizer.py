@@ -23,19 +23,20 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from export.checkpoint.sentencepiece import NORMAL, OFFICIAL, USER_DEFINED, Piece, TokenizerError, read_pieces
+from export.checkpoint.config import read_json
+from export.checkpoint.sentencepiece import NORMAL, USER_DEFINED, Piece, read_pieces
+from export.errors import CheckpointError
 from runtime.text.tokenizer import CHAT_TOKENS, CONTROL_TOKENS, IMAGE_TOKENS, SPACE
 
 MODEL_FILE = "tokenizer.model"
 CONFIG_FILE = "tokenizer_config.json"
 
-__all__ = ["TokenizerError", "convert"]
+_REMEDY = "take the file of the official checkpoint"
 
 
 def convert(folder: Path, vocab_size: int | None = None) -> str:
-    """Convert the tokenizer of a checkpoint folder; the same folder always gives the same text.
+    """Converts the tokenizer of a checkpoint folder; the same folder always gives the same text.
 
     Args:
         folder: where tokenizer.model and tokenizer_config.json lie; added_tokens.json and
@@ -43,14 +44,16 @@ def convert(folder: Path, vocab_size: int | None = None) -> str:
         vocab_size: rows of the model's embedding, if they are to be checked.
 
     Raises:
-        TokenizerError: the first thing found that does not fit, in one line.
+        CheckpointError: the first thing found that does not fit, in one line.
     """
     file = folder / MODEL_FILE
-    pieces = read_pieces(file)
     try:
+        pieces = read_pieces(file)
         merges = _merges(pieces)
-    except TokenizerError as error:
-        raise TokenizerError(f"{file}: {error}: {OFFICIAL}") from None
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read ({error.strerror}): {_REMEDY}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}: {_REMEDY}") from None
 
     size = len(pieces)
     special = {token: index for index, token in enumerate(CONTROL_TOKENS)}
@@ -58,7 +61,7 @@ def convert(folder: Path, vocab_size: int | None = None) -> str:
     _check_config(folder, special)
     total = size + len(IMAGE_TOKENS)
     if vocab_size is not None and vocab_size != total:
-        raise TokenizerError(
+        raise CheckpointError(
             f"{file}: expected the model's vocab_size to be {total}, {size} pieces and {len(IMAGE_TOKENS)} "
             f"image tokens, got {vocab_size}: take config.json and {MODEL_FILE} from the same checkpoint"
         )
@@ -134,7 +137,7 @@ def _merges(pieces: list[Piece]) -> list[tuple[str, str]]:
             continue
         for part in pair:
             if part not in scores:
-                raise TokenizerError(f"expected {part!r}, a part of {piece!r}, to be a normal piece, got none")
+                raise ValueError(f"expected {part!r}, a part of {piece!r}, to be a normal piece, got none")
         pairs.append(pair)
     _check_ties(pairs, scores)
     return pairs
@@ -157,7 +160,7 @@ def _last_pair(piece: str, scores: Mapping[str, float]) -> tuple[str, str] | Non
 
 
 def _check_ties(pairs: list[tuple[str, str]], scores: Mapping[str, float]) -> None:
-    """Refuse pieces of the same score between which the order of merging could matter."""
+    """Refuses pieces of the same score between which the order of merging could matter."""
     best: defaultdict[str, float] = defaultdict(lambda: float("-inf"))
     ties: defaultdict[float, list[tuple[str, str]]] = defaultdict(list)
     for pair in pairs:
@@ -174,16 +177,16 @@ def _check_ties(pairs: list[tuple[str, str]], scores: Mapping[str, float]) -> No
         for pair in tied:
             piece = "".join(pair)
             if best[piece] >= score or starts[pair[1]] - {pair}:
-                raise TokenizerError(
+                raise ValueError(
                     f"expected piece {piece!r} to have a score of its own, got {score} for it and for pieces "
                     "that compete with it, which cannot be converted exactly"
                 )
 
 
 def _check_config(folder: Path, special: Mapping[str, int]) -> None:
-    """Compare what the checkpoint's JSON files say about special tokens with where they must stand."""
+    """Compares what the checkpoint's JSON files say about special tokens with where they must stand."""
     file = folder / CONFIG_FILE
-    config = _read_json(file)
+    config = read_json(file)
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
     expected = {str(index): {"content": token, **flags} for token, index in special.items()}
     _compare(file, "added_tokens_decoder", config.get("added_tokens_decoder"), expected)
@@ -194,10 +197,10 @@ def _check_config(folder: Path, special: Mapping[str, int]) -> None:
     _compare(file, "clean_up_tokenization_spaces", config.get("clean_up_tokenization_spaces", False), False)
 
     if (file := folder / "added_tokens.json").exists():
-        added = _read_json(file)
+        added = read_json(file)
         _compare(file, "the added tokens", added, {token: special[token] for token in IMAGE_TOKENS})
     if (file := folder / "special_tokens_map.json").exists():
-        names = _read_json(file)
+        names = read_json(file)
         for name, value in named.items():
             _compare(file, name, _content(names.get(name, value)), value)
         more = names.get("additional_special_tokens")
@@ -215,14 +218,4 @@ def _compare(file: Path, name: str, got: object, expected: object) -> None:
     if isinstance(got, dict) and isinstance(expected, dict):
         key = min(key for key in {*got, *expected} if got.get(key) != expected.get(key))
         name, got, expected = f"{key!r} in {name}", got.get(key), expected.get(key)
-    raise TokenizerError(f"{file}: expected {name} {expected}, got {got}: {OFFICIAL}")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TokenizerError(f"{file} cannot be read as JSON ({error}): {OFFICIAL}") from None
-    if not isinstance(values, dict):
-        raise TokenizerError(f"{file}: expected a JSON object, got {type(values).__name__}: {OFFICIAL}")
-    return values
+    raise CheckpointError(f"{file}: expected {name} {expected}, got {got}: {_REMEDY}")

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.checkpoint.templates import TEMPLATES, UnknownTemplateError, template
+from export.checkpoint.templates import TEMPLATES, template
+from export.errors import CheckpointError
 from runtime.errors import BundleError, PromptError
 from runtime.text.template import ChatTemplate
 
@@ -193,7 +194,7 @@ def test_a_template_without_system_message():
 
 
 def test_an_unknown_template_is_refused_with_the_known_ones():
-    with pytest.raises(UnknownTemplateError, match="one of 'internlm2-chat', got 'phi3-chat'"):
+    with pytest.raises(CheckpointError, match="one of 'internlm2-chat', got 'phi3-chat'"):
         template("phi3-chat")
 
 
