@@ -48,6 +48,7 @@ def _loaded(folder: Path, precision: str, threads: int | None, images: bool) -> 
 
     from export.bundle import image_processor
     from export.checkpoint.reader import Checkpoint
+    from export.checkpoint.tensors import embedding_parameter
     from export.model.weights import DTYPES, load_decoder, load_vision
 
     if threads is not None:
@@ -55,7 +56,7 @@ def _loaded(folder: Path, precision: str, threads: int | None, images: bool) -> 
     checkpoint, dtype = Checkpoint(folder), DTYPES[precision]
     config = checkpoint.config
     decoder = load_decoder(checkpoint, dtype, MAX_LENGTH)
-    embeddings = torch.cat(list(checkpoint.embedding_blocks(dtype)))
+    embeddings = torch.cat(list(checkpoint.blocks(embedding_parameter(checkpoint.config), dtype)))
     text = [parameter for name, parameter in decoder.named_parameters() if ".visual_" not in name]
     return Loaded(
         backend=EagerBackend(decoder, load_vision(checkpoint, dtype) if images else None, dtype),

@@ -15,9 +15,10 @@ import runtime
 from export.check import check_forward
 from export.checkpoint.config import ModelConfig
 from export.checkpoint.reader import Checkpoint
+from export.checkpoint.tensors import embedding_parameter
 from export.external_data import GraphFile, operators, write_graphs
 from export.model.trace import trace_decoder, trace_vision
-from export.model.weights import embeddings_source
+from export.model.weights import parameter_source
 from export.options import CPU_TARGET, CPU_WEIGHTS, ExportOptions
 from export.passes.portable import portable
 from export.quantized.plan import MatrixPlan, QuantizationPlan
@@ -72,7 +73,8 @@ def export_bundle(
         vision = trace_vision(checkpoint, options.precision)
         decoder = trace_decoder(checkpoint, options.precision, facts.max_length)
         graphs, quantization = _for_target(vision, decoder, facts, options)
-        write_graphs(writer, graphs, console, {EMBEDDINGS: embeddings_source(checkpoint, options.precision)})
+        embeddings = parameter_source(checkpoint, embedding_parameter(config), options.precision)
+        write_graphs(writer, graphs, console, {EMBEDDINGS: embeddings})
         writer.write(TOKENIZER, checkpoint.tokenizer_json.encode())
         template = json.dumps(checkpoint.template, indent=2, ensure_ascii=False) + "\n"
         writer.write(CHAT_TEMPLATE, template.encode())

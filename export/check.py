@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from export.checkpoint.reader import Checkpoint
+from export.checkpoint.tensors import embedding_parameter
 from export.errors import CheckpointError
 from export.model.weights import DTYPES, load_decoder, load_vision
 from runtime.bundle.reader import Bundle
@@ -71,7 +72,8 @@ def check_forward(bundle: Bundle, checkpoint: Checkpoint) -> str:
         seen = vision(pixels).flatten(0, 1)
         differences = [_difference(backend.encode_image(pixels.numpy()), seen)]
         # Embeddings as a conversation has them, so that activations are of the size that they will be.
-        embeds = torch.where(visual[..., None], seen[:length], next(checkpoint.embedding_blocks(dtype))[-length:])
+        table = next(checkpoint.blocks(embedding_parameter(checkpoint.config), dtype))
+        embeds = torch.where(visual[..., None], seen[:length], table[-length:])
         # The last piece is one token, as in decoding.
         for start, stop in itertools.pairwise(sorted({0, length * 11 // 16, length - 1, length})):
             piece = slice(start, stop)

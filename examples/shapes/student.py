@@ -20,7 +20,7 @@ from export.checkpoint.tensors import (
     Parameter,
     Source,
     decoder_parameters,
-    embedding_source,
+    embedding_parameter,
     stream,
     unused_sources,
     vision_parameters,
@@ -168,7 +168,8 @@ def official_tensors(student: Student) -> dict[str, torch.Tensor]:
     def put(source: Source) -> torch.Tensor:
         return tensors.setdefault(source.name, torch.zeros(source.shape, dtype=torch.bfloat16))
 
-    put(embedding_source(config)).copy_(student.embedding.detach())
+    (embedding,) = embedding_parameter(config).sources
+    put(embedding).copy_(student.embedding.detach())
     for source in unused_sources(config):
         put(source)
     for module, parameters in (
@@ -213,8 +214,7 @@ def load(folder: Path, max_length: int) -> Student:
     config = checkpoint.config
     student = Student(config, max_length)
     state = student.state_dict()
-    embedding = Parameter("embedding", tuple(student.embedding.shape), (embedding_source(config),))
-    items = [("", embedding)]
+    items = [("", embedding_parameter(config))]
     items += [("vision.", item) for item in vision_parameters(config)]
     items += [("decoder.", item) for item in decoder_parameters(config)]
     for prefix, item in items:

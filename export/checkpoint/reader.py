@@ -29,7 +29,7 @@ _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model"]
 
 
 def locate(checkpoint: str) -> Path:
-    """The folder of a checkpoint: a local folder, or a hub id, which is downloaded.
+    """Returns the folder of a checkpoint: a local folder, or a hub id, which is downloaded.
 
     Raises:
         CheckpointError: neither a folder nor a hub id, or the download failed.
@@ -84,19 +84,13 @@ class Checkpoint:
         return sum(torch.Size(entry.shape).numel() * entry.dtype.itemsize for entry in self._entries.values())
 
     def blocks(self, parameter: tensors.Parameter, dtype: torch.dtype) -> Iterator[torch.Tensor]:
-        """The values of a parameter in consecutive blocks, in the number format ``dtype``.
+        """Yields the values of a parameter in consecutive blocks, in the number format ``dtype``.
 
         Raises:
             CheckpointError: a value is NaN or infinite, or too large for ``dtype``.
         """
         for block in tensors.stream(parameter, self.config, self._read_rows):
             yield _converted(block, dtype, parameter.name, self.folder)
-
-    def embedding_blocks(self, dtype: torch.dtype) -> Iterator[torch.Tensor]:
-        """The token embeddings, [vocab, hidden] in consecutive blocks of rows."""
-        source = tensors.embedding_source(self.config)
-        for block in tensors.stream_rows(source, self._read_rows):
-            yield _converted(block, dtype, source.name, self.folder)
 
     def _read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         # Opened anew for each block: pages that were read through a mapping count as this process's memory
@@ -139,7 +133,7 @@ def _is_finite(block: torch.Tensor) -> bool:
 
 
 def _read_index(folder: Path) -> dict[str, _Entry]:
-    """Names, shapes and files of all tensors; every shard is opened, so a truncated one is found here."""
+    """Reads names, shapes and files of all tensors; every shard is opened, so a truncated one is found here."""
     if (folder / INDEX_FILE).exists():
         weight_map = read_json(folder / INDEX_FILE).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
@@ -166,14 +160,12 @@ def _read_index(folder: Path) -> dict[str, _Entry]:
 def _read_shard(file: Path) -> dict[str, _Entry]:
     try:
         with safe_open(file, framework="pt") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
             entries = {}
-            for name, item in slices.items():
-                if item.get_dtype() not in DTYPES:
-                    raise CheckpointError(
-                        f"{file}: tensor {name} is {item.get_dtype()}, expected one of {', '.join(DTYPES)}"
-                    )
-                entries[name] = _Entry(file, tuple(item.get_shape()), DTYPES[item.get_dtype()])
+            for name in opened.keys():  # noqa: SIM118 - not a dict
+                item = opened.get_slice(name)
+                if (dtype := item.get_dtype()) not in DTYPES:
+                    raise CheckpointError(f"{file}: tensor {name} is {dtype}, expected one of {', '.join(DTYPES)}")
+                entries[name] = _Entry(file, tuple(item.get_shape()), DTYPES[dtype])
             return entries
     except FileNotFoundError:
         raise CheckpointError(f"{file} is missing, {INDEX_FILE} names it; download the checkpoint again") from None

@@ -1,6 +1,6 @@
 """tokenizer.model: a SentencePiece model, read and checked.
 
-The file is a protobuf message, read by the numbers of its fields with the library that comes with onnx. The class in the
+The file is a protobuf message, read by the numbers of its fields with the library that onnx brings. The class in the
 sentencepiece package is of no use: it refuses every protobuf older than the one it was generated with, and so most of
 those that onnx works with.
 """

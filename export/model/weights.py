@@ -19,15 +19,16 @@ from export.model.modeling import Decoder, RotaryTable, Vision, default_dtype
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def parameter_source(checkpoint: Checkpoint, parameter: Parameter, precision: str) -> TensorSource:
+    """Returns the source of a parameter. Reading it raises ``CheckpointError`` for values that do not fit."""
+    return _source(parameter.shape, precision, lambda: checkpoint.blocks(parameter, DTYPES[precision]))
+
+
 def parameter_sources(
     checkpoint: Checkpoint, parameters: Sequence[Parameter], precision: str
 ) -> dict[str, TensorSource]:
-    """Returns sources of parameters by name. Reading one raises ``CheckpointError`` for values that do not fit."""
-
-    def source(parameter: Parameter) -> TensorSource:
-        return _source(parameter.shape, precision, lambda: checkpoint.blocks(parameter, DTYPES[precision]))
-
-    return {parameter.name: source(parameter) for parameter in parameters}
+    """Returns sources of parameters by name."""
+    return {parameter.name: parameter_source(checkpoint, parameter, precision) for parameter in parameters}
 
 
 def rotary_sources(checkpoint: Checkpoint, max_length: int, precision: str) -> dict[str, TensorSource]:
@@ -38,12 +39,6 @@ def rotary_sources(checkpoint: Checkpoint, max_length: int, precision: str) -> d
         return _source(tuple(table.shape), precision, lambda: iter([table.to(DTYPES[precision])]))
 
     return {"rope.cos": source(rope.cos), "rope.sin": source(rope.sin)}
-
-
-def embeddings_source(checkpoint: Checkpoint, precision: str) -> TensorSource:
-    """Returns the source of the token embeddings, [vocab, hidden]."""
-    shape = (checkpoint.config.vocab_size, checkpoint.config.hidden_size)
-    return _source(shape, precision, lambda: checkpoint.embedding_blocks(DTYPES[precision]))
 
 
 def _source(shape: tuple[int, ...], precision: str, blocks: Callable[[], Iterator[torch.Tensor]]) -> TensorSource:
