@@ -88,19 +88,19 @@ class _Reader:
             raise self.unsupported(key, "a positive number", value)
         return value
 
-    def require(self, key: str, allowed: tuple[Any, ...], default: Any) -> None:  # noqa: ANN401 - any JSON value
+    def require(self, key: str, expected: object, default: object) -> None:
         value = self.values.get(key, default)
-        if value not in allowed:
-            raise self.unsupported(key, " or ".join(json.dumps(item) for item in allowed), value)
+        if value != expected:
+            raise self.unsupported(key, json.dumps(expected), value)
 
-    def unsupported(self, key: str, expected: str, value: Any) -> CheckpointError:  # noqa: ANN401 - any JSON value
+    def unsupported(self, key: str, expected: str, value: object) -> CheckpointError:
         return CheckpointError(
             f"{self.file}: {self.prefix}{key} = {json.dumps(value)} is not supported, expected {expected}"
         )
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file of the checkpoint.
+    """Reads a JSON object from a file of the checkpoint.
 
     Raises:
         CheckpointError: the file is missing or holds no JSON object.
@@ -130,20 +130,23 @@ def read_config(folder: Path) -> ModelConfig:
         )
     llm, vision = root.section("llm_config"), root.section("vision_config")
     # A plain InternVL has the same model_type; its language model and vision tower tell it apart.
-    llm.require("architectures", (["InternLM2VEForCausalLM"],), None)
-    vision.require("architectures", (["InternVisionPatchModel"],), None)
-    for section, key, allowed, default in (
-        (llm, "hidden_act", ("silu",), "silu"),
-        (llm, "bias", (False,), False),
-        (llm, "tie_word_embeddings", (False,), False),
-        (root, "ps_version", ("v2",), "v2"),
-        (root, "pad2square", (False,), False),
-        (root, "use_backbone_lora", (0,), 0),
-        (root, "use_llm_lora", (0,), 0),
-        (vision, "num_channels", (3,), 3),
+    llm.require("architectures", ["InternLM2VEForCausalLM"], default=None)
+    vision.require("architectures", ["InternVisionPatchModel"], default=None)
+    for section, key, value in (
+        (llm, "hidden_act", "silu"),
+        (llm, "bias", False),
+        (llm, "tie_word_embeddings", False),
+        (root, "ps_version", "v2"),
+        (root, "pad2square", False),
+        (root, "use_backbone_lora", 0),
+        (root, "use_llm_lora", 0),
+        (vision, "num_channels", 3),
     ):
-        section.require(key, allowed, default)
-    _check_rope(llm)
+        section.require(key, value, default=value)
+    # Dynamic scaling changes nothing up to max_position_embeddings, beyond which no bundle goes.
+    scaling = llm.values.get("rope_scaling")
+    if scaling is not None and (not isinstance(scaling, dict) or scaling.get("type") != "dynamic"):
+        raise llm.unsupported("rope_scaling", 'null or type "dynamic"', scaling)
 
     hidden, heads = llm.positive("hidden_size"), llm.positive("num_attention_heads")
     kv_heads = llm.positive("num_key_value_heads", heads)
@@ -151,14 +154,10 @@ def read_config(folder: Path) -> ModelConfig:
         raise llm.unsupported("num_attention_heads", f"a divisor of hidden_size {hidden} with even heads", heads)
     if heads % kv_heads:
         raise llm.unsupported("num_key_value_heads", f"a divisor of num_attention_heads {heads}", kv_heads)
-    image_size, patch = (
-        root.positive("force_image_size", vision.positive("image_size")),
-        vision.positive("patch_size"),
-    )
-    if image_size != vision.positive("image_size"):
-        raise root.unsupported(
-            "force_image_size", f"vision_config.image_size {vision.positive('image_size')}", image_size
-        )
+    image_size, patch = vision.positive("image_size"), vision.positive("patch_size")
+    forced = root.positive("force_image_size", image_size)
+    if forced != image_size:
+        raise root.unsupported("force_image_size", f"vision_config.image_size {image_size}", forced)
     ratio = root.get("downsample_ratio", float)
     shuffle = round(1 / ratio) if 0 < ratio <= 1 else 0
     if shuffle == 0 or abs(ratio * shuffle - 1) > 1e-6 or image_size % (patch * shuffle):
@@ -188,10 +187,3 @@ def read_config(folder: Path) -> ModelConfig:
         min_tiles=min_tiles,
         max_tiles=max_tiles,
     )
-
-
-def _check_rope(llm: _Reader) -> None:
-    """Dynamic scaling changes nothing up to max_position_embeddings, beyond which no bundle goes."""
-    scaling = llm.values.get("rope_scaling")
-    if scaling is not None and (not isinstance(scaling, dict) or scaling.get("type") != "dynamic"):
-        raise llm.unsupported("rope_scaling", 'null or type "dynamic"', scaling)

@@ -64,10 +64,8 @@ class ExpertLinear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
-        self.text_weight, self.visual_weight = (
-            _empty(out_features, in_features),
-            _empty(out_features, in_features),
-        )
+        self.text_weight = _empty(out_features, in_features)
+        self.visual_weight = _empty(out_features, in_features)
 
     def forward(self, x: torch.Tensor, visual_mask: torch.Tensor) -> torch.Tensor:
         """[batch, sequence, in] → [batch, sequence, out]."""
@@ -124,11 +122,8 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-        )
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
         make = ExpertLinear if config.has_attention_experts else Linear
         self.qkv = make(config.hidden_size, (self.heads + 2 * self.kv_heads) * self.head_dim)
         self.output = make(config.hidden_size, config.hidden_size)
@@ -141,11 +136,8 @@ class Attention(nn.Module):
         visual_mask, position_ids = chunk.visual_mask, chunk.position_ids
         # Sliced by heads: the exporter turns torch.split into operators on sequences, which TensorRT lacks.
         heads = self.qkv(x, visual_mask).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        query, key, value = (
-            heads[:, : self.heads],
-            heads[:, self.heads : self.heads + self.kv_heads],
-            heads[:, self.heads + self.kv_heads :],
-        )
+        query, key = heads[:, : self.heads], heads[:, self.heads : self.heads + self.kv_heads]
+        value = heads[:, self.heads + self.kv_heads :]
         key_cache = tensor_scatter(cache[0], rotary_embedding(key, cos, sin, position_ids), chunk.write_indices)
         value_cache = tensor_scatter(cache[1], value, chunk.write_indices)
         if last_only:

@@ -64,11 +64,7 @@ def trace_decoder(checkpoint: Checkpoint, precision: str, max_length: int) -> Gr
     """Returns ``decoder.onnx``: see ``modeling.Decoder.forward``. Each cache is an input and an output of its own."""
     config = checkpoint.config
     caches = cache_names(config.num_hidden_layers)
-    batch, sequence, capacity = (
-        Dim("batch", max=1024),
-        Dim("sequence", max=1 << 20),
-        Dim(CAPACITY, max=1 << 20),
-    )
+    batch, sequence, capacity = Dim("batch", max=1024), Dim("sequence", max=1 << 20), Dim(CAPACITY, max=1 << 20)
     with FakeTensorMode(), modeling.default_dtype(DTYPES[precision]):
         module = modeling.Decoder(config, max_length).eval()
         arguments = (
@@ -140,11 +136,7 @@ def _finish(model: ir.Model, name: str, weights: str, tensors: dict[str, TensorS
         if (value.shape, value.dtype) != (tensor.shape, tensor.dtype):
             raise AssertionError(f"the map says {tensor}, the model has {value}")
         value.const_value = tensor
-    for simplify in (
-        IdentityEliminationPass(),
-        CommonSubexpressionEliminationPass(),
-        RemoveUnusedNodesPass(),
-    ):
+    for simplify in (IdentityEliminationPass(), CommonSubexpressionEliminationPass(), RemoveUnusedNodesPass()):
         simplify(model)
     _constants_as_tensors(graph)
     _name_by_place(graph)
