@@ -1,7 +1,7 @@
 """The facts of a checkpoint, read from its config.json and checked before any work begins.
 
-Keys are those of the official configuration classes (InternVLChatConfig, InternLM2Config). A value that this
-exporter would silently compute wrongly is refused by key and value.
+Keys are those of the official configuration classes (InternVLChatConfig, InternLM2Config). A value with which the
+exported graphs would be wrong is refused by key and value.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The chat templates of the checkpoints that can be exported, as data.
 
 The export writes the one that a checkpoint's config.json names into the bundle, where
-`runtime.text.template.ChatTemplate` reads it.
+``runtime.text.template.ChatTemplate`` reads it.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ TEMPLATES: dict[str, dict[str, object]] = {
         "image_label": "<image {number}> (图{number}):",
     },
 }
-"""By the value of the config key `template`: the keys of `ChatTemplate`, in JSON types."""
+"""By the value of the config key ``template``: the keys of ``ChatTemplate``, in JSON types."""
 
 
 def template(name: str) -> dict[str, object]:
-    """Returns the template that a checkpoint's config key `template` names.
+    """Returns the template that a checkpoint's config key ``template`` names.
 
     Raises:
         CheckpointError: there is none of that name; the message lists those there are.

@@ -1,13 +1,13 @@
-"""The SentencePiece tokenizer of a checkpoint as a tokenizer.json for the `tokenizers` package.
+"""The SentencePiece tokenizer of a checkpoint as a tokenizer.json for the ``tokenizers`` package.
 
 sentencepiece merges, again and again, the two neighbours whose concatenation is the piece with the best
-score, the leftmost such pair first, and never looks at how that piece was cut. `tokenizers` has a list of
+score, the leftmost such pair first, and never looks at how that piece was cut. ``tokenizers`` has a list of
 pairs instead, and merges the pair that comes first in it. Both give the same ids for every text because:
 
 - Until a merge crosses the border of a stretch of text, the stretch is merged as if it stood alone. So when
   two symbols become a piece, they are the last two symbols of that piece tokenized alone: each piece has
   exactly one pair, and the pairs are listed by falling score.
-- Where pieces share a score, sentencepiece takes the leftmost and `tokenizers` the first listed. That makes
+- Where pieces share a score, sentencepiece takes the leftmost and ``tokenizers`` the first listed. That makes
   no difference as long as their pairs cannot overlap and what they make cannot be merged at that score or a
   better one; a model in which that could happen is refused.
 - User-defined pieces are taken out first by both, leftmost and longest first: as added tokens here. The last
@@ -75,7 +75,7 @@ def _tokenizer_json(pieces: list[Piece], merges: list[tuple[str, str]], special:
         (piece.text, token) for piece, token in zip(pieces[chat:], CHAT_TOKENS, strict=True) if piece.text != token
     ]
     # Matched in the normalized text, the special tokens too: the normalizer is what makes a chat token of its
-    # other name, and `tokenizers` knows only one added token an id.
+    # other name, and ``tokenizers`` knows only one added token an id.
     added = {piece.text: index for index, piece in enumerate(pieces[:chat]) if piece.kind == USER_DEFINED} | special
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True}
     first: list[dict[str, object]] = [
@@ -128,7 +128,7 @@ def _tokenizer_json(pieces: list[Piece], merges: list[tuple[str, str]], special:
 
 
 def _merges(pieces: list[Piece]) -> list[tuple[str, str]]:
-    """The one pair of each piece, best score first."""
+    """Returns the one pair of each piece, best score first."""
     scores = {piece.text: piece.score for piece in pieces if piece.kind == NORMAL}
     pairs: list[tuple[str, str]] = []
     for piece in sorted(scores, key=lambda piece: -scores[piece]):
@@ -144,7 +144,7 @@ def _merges(pieces: list[Piece]) -> list[tuple[str, str]]:
 
 
 def _last_pair(piece: str, scores: Mapping[str, float]) -> tuple[str, str] | None:
-    """The last two symbols when sentencepiece's algorithm makes this piece of its characters."""
+    """Returns the last two symbols when sentencepiece's algorithm makes this piece of its characters."""
     symbols = list(piece)
     while len(symbols) > 2:
         candidates = [

@@ -22,7 +22,7 @@ from export.model.standard_ops import attention, linear, rms_norm, rotary_embedd
 
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Modules made inside have parameters of this type."""
+    """Gives the modules made inside parameters of this type."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -100,13 +100,7 @@ class RotaryTable(nn.Module):
 
 @dataclass(frozen=True)
 class Chunk:
-    """What all layers need to know of the tokens that are computed now.
-
-    Attributes:
-        visual_mask: bool [batch, sequence].
-        position_ids: int64 [batch, sequence].
-        write_indices: int64 [batch], where in the caches the chunk begins.
-    """
+    """What all layers need to know of the tokens that are computed now, as ``Decoder.forward`` takes it."""
 
     visual_mask: torch.Tensor
     position_ids: torch.Tensor
@@ -196,7 +190,7 @@ class Decoder(nn.Module):
         write_indices: torch.Tensor,
         past_key_values: list[torch.Tensor],
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """One chunk of tokens through all layers.
+        """Takes one chunk of tokens through all layers.
 
         Args:
             inputs_embeds: [batch, sequence, hidden].

@@ -1,8 +1,8 @@
 """Standard ONNX operators that PyTorch has no single function for.
 
-Each function computes what the ONNX specification says when it runs eagerly, and becomes exactly one node of
-that name while ``torch.onnx.export`` traces: TensorRT and ONNX Runtime have fused kernels for these nodes, not for
-the dozens of small ones into which the exporter would take them apart.
+In eager mode each function computes what the ONNX specification says. While ``torch.onnx.export`` traces, it becomes
+exactly one node: TensorRT and ONNX Runtime have fused kernels for these nodes, not for the dozens of small ones into
+which the exporter would take them apart.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def node(
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """``RMSNormalization`` over the last axis: in float32, cast to the type of ``x``, then times ``weight``.
+    """Computes ``RMSNormalization`` over the last axis: in float32, cast to the type of ``x``, then times ``weight``.
 
     Args:
         x: [..., hidden].
@@ -43,7 +43,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def rotary_embedding(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-    """``RotaryEmbedding``, the rotate-half form.
+    """Computes ``RotaryEmbedding``, the rotate-half form.
 
     Args:
         x: [batch, heads, sequence, head_dim].
@@ -59,7 +59,7 @@ def rotary_embedding(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, posi
 
 
 def tensor_scatter(cache: torch.Tensor, update: torch.Tensor, write_indices: torch.Tensor) -> torch.Tensor:
-    """``TensorScatter`` along the sequence axis: writes ``update`` into a cache of fixed capacity.
+    """Writes ``update`` into a cache of fixed capacity: ``TensorScatter`` along the sequence axis.
 
     Args:
         cache: [batch, heads, capacity, head_dim].
@@ -75,7 +75,7 @@ def tensor_scatter(cache: torch.Tensor, update: torch.Tensor, write_indices: tor
 
 
 def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """``Attention`` with grouped heads, scale 1/√head_dim and softmax in float32.
+    """Computes ``Attention`` with grouped heads, scale 1/√head_dim and softmax in float32.
 
     Args:
         query: [batch, heads, sequence, head_dim].
@@ -96,7 +96,7 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask:
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``Gemm`` with transB on the rows of ``x``: the weight is read as it lies, [out, in].
+    """Computes ``Gemm`` with transB on the rows of ``x``: the weight is read as it lies, [out, in].
 
     PyTorch's own translation puts a ``Transpose`` of the weight in front of ``MatMul``, which ONNX Runtime folds
     into a second copy of the weight in memory.
