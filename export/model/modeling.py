@@ -100,11 +100,12 @@ class RotaryTable(nn.Module):
 
 @dataclass(frozen=True)
 class Chunk:
-    """What all layers need to know of the tokens that are computed now, as ``Decoder.forward`` takes it."""
+    """What all layers need to know of the tokens that are computed now: what ``Decoder.forward`` takes, and angles."""
 
     visual_mask: torch.Tensor
     position_ids: torch.Tensor
     write_indices: torch.Tensor
+    rope: RotaryTable
 
 
 Cache = tuple[torch.Tensor, torch.Tensor]
@@ -122,12 +123,9 @@ class Attention(nn.Module):
         self.qkv = make(config.hidden_size, (self.heads + 2 * self.kv_heads) * self.head_dim)
         self.output = make(config.hidden_size, config.hidden_size)
 
-    def forward(
-        self, x: torch.Tensor, chunk: Chunk, cache: Cache, rope: RotaryTable, last_only: bool
-    ) -> tuple[torch.Tensor, Cache]:
+    def forward(self, x: torch.Tensor, chunk: Chunk, cache: Cache, last_only: bool) -> tuple[torch.Tensor, Cache]:
         """[batch, sequence, hidden] → the same (one row with ``last_only``), and the caches with this chunk."""
-        cos, sin = rope.cos, rope.sin
-        visual_mask, position_ids = chunk.visual_mask, chunk.position_ids
+        visual_mask, position_ids, cos, sin = chunk.visual_mask, chunk.position_ids, chunk.rope.cos, chunk.rope.sin
         # Sliced by heads: the exporter turns torch.split into operators on sequences, which TensorRT lacks.
         heads = self.qkv(x, visual_mask).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         query, key = heads[:, : self.heads], heads[:, self.heads : self.heads + self.kv_heads]
@@ -153,11 +151,9 @@ class DecoderLayer(nn.Module):
         self.ffn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.feed_forward = FusedMoE(config.hidden_size, config.intermediate_size)
 
-    def forward(
-        self, x: torch.Tensor, chunk: Chunk, cache: Cache, rope: RotaryTable, last_only: bool
-    ) -> tuple[torch.Tensor, Cache]:
+    def forward(self, x: torch.Tensor, chunk: Chunk, cache: Cache, last_only: bool) -> tuple[torch.Tensor, Cache]:
         """[batch, sequence, hidden] → the same (one row with ``last_only``), and the caches with this chunk."""
-        attended, cache = self.attention(self.attention_norm(x), chunk, cache, rope, last_only)
+        attended, cache = self.attention(self.attention_norm(x), chunk, cache, last_only)
         visual_mask = chunk.visual_mask
         if last_only:
             x, visual_mask = x[:, -1:], visual_mask[:, -1:]
@@ -204,11 +200,11 @@ class Decoder(nn.Module):
             ``last_only``), and the caches in the order in which they came.
         """
         x, present = inputs_embeds, list[torch.Tensor]()
-        chunk = Chunk(visual_mask, position_ids, write_indices)
+        chunk = Chunk(visual_mask, position_ids, write_indices, self.rope)
         for index, layer in enumerate(self.layers):
             last_only = self.last_only and index == len(self.layers) - 1
             cache = (past_key_values[2 * index], past_key_values[2 * index + 1])
-            x, cache = layer(x, chunk, cache, self.rope, last_only)
+            x, cache = layer(x, chunk, cache, last_only)
             present += cache
         logits = self.lm_head(self.norm(x[:, -1] if self.last_only else x), visual_mask).float()
         return logits, present
