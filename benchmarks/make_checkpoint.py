@@ -88,7 +88,7 @@ def main() -> None:
     if arguments.seed < 0:
         parser.error(f"argument --seed: expected 0 or more, got {arguments.seed}")
 
-    need("torch", "safetensors")
+    need("torch", "onnx", "safetensors")
 
     output: Path = arguments.output
 

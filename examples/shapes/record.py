@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.count < 1:
         parser.error(f"argument --count: expected 1 or more, got {arguments.count}")
-    need("torch", "safetensors", "tqdm")
+    need("torch", "onnx", "safetensors", "tqdm")
     from student import load
     from tqdm import trange
     from train import MAX_LENGTH, lessons_for

@@ -64,7 +64,7 @@ MAX_LENGTH = 1024
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line and trains."""
     arguments = _arguments(argv)
-    need("torch", "safetensors")
+    need("torch", "onnx", "safetensors")
     need("matplotlib")
     import torch
     from course import COURSE
