@@ -24,8 +24,8 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "w8a16": 0.5, "w4a16": 0.5}
 quantization.
 
 fp16 is generous: ONNX Runtime's CPU provider computes it in float32 between casts, PyTorch does not. Integers may be
-further off: how much an answer may differ is for a calibration's report to say, and this tells a broken graph from one
-that rounds (seen: 0.09 in 8 bits, with random weights in a model of hidden size 128).
+further off: a calibration's report says how much answers differ, and this check only tells a broken graph from one that
+rounds (seen: 0.09 in 8 bits, with random weights in a model of hidden size 128).
 """
 
 

@@ -1,4 +1,4 @@
-"""Writing a bundle so that nothing half-written ever looks like one.
+"""Writes a bundle so that nothing half-written ever looks like one.
 
 Files go into a hidden folder beside the target; the manifest comes last, and a rename puts the whole in place.
 """
@@ -133,18 +133,9 @@ class BundleWriter:
     def commit(self, manifest: Manifest) -> Manifest:
         """Puts the bundle in place; returns the manifest as it was written, with all files."""
         written = self._write_manifest(manifest)
-        self._put_in_place()
-        return written
-
-    def _write_manifest(self, manifest: Manifest) -> Manifest:
-        written = replace(manifest, files={name: self._records[name] for name in sorted(self._records)})
-        (self.folder / MANIFEST).write_text(written.to_json(), encoding="utf-8")
-        return written
-
-    def _put_in_place(self) -> None:
         if not self.target.exists():
             self.folder.rename(self.target)
-            return
+            return written
         old = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.old-", dir=self.target.parent))
         self.target.replace(old)
         try:
@@ -153,6 +144,12 @@ class BundleWriter:
             old.replace(self.target)
             raise
         shutil.rmtree(old, ignore_errors=True)
+        return written
+
+    def _write_manifest(self, manifest: Manifest) -> Manifest:
+        written = replace(manifest, files={name: self._records[name] for name in sorted(self._records)})
+        (self.folder / MANIFEST).write_text(written.to_json(), encoding="utf-8")
+        return written
 
 
 def rewrite_manifest(folder: Path, change: Callable[[Manifest], Manifest]) -> None:

@@ -145,7 +145,6 @@ def _finish(model: ir.Model, name: str, weights: str, tensors: dict[str, TensorS
     made.ir_version = 11
     made.producer_name, made.producer_version = "monoedge", ""
     used = {node.op_type for node in made.graph.node if node.domain == DOMAIN}
-    del made.functions[:]
     made.functions.extend(function.bodies(used))
     return GraphFile(name, weights, made, tensors)
 
