@@ -16,7 +16,17 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from export.passes.nodes import attributes, inputs, insert_before, parse_body, producer, replace, sizes, strange
+from export.passes.nodes import (
+    attributes,
+    inputs,
+    insert_before,
+    nodes_of,
+    parse_body,
+    producer,
+    replace,
+    sizes,
+    strange,
+)
 from runtime.backends.graph import PRESENT, UPDATE
 
 _LOWEST = -3.4028234663852886e38
@@ -74,30 +84,25 @@ _BODY = """
 """
 
 
-class SplitCaches(ir.passes.InPlacePass):
-    """Rewrites every pair of cache and attention."""
+def split_caches(model: ir.Model) -> None:
+    """Rewrites every pair of cache and attention, in place; values need types and shapes.
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Needs the types and shapes of values.
-
-        Raises:
-            BundleError: a cache that is used otherwise, or a mask of another form.
-        """
-        outputs = model.graph.outputs
-        scatters = [node for node in model.graph if node.op_type == "TensorScatter"]
-        for scatter in scatters:
-            attributes(scatter, [], axis=2, mode="linear")
-        seen: dict[ir.Value, ir.Value] = {}
-        for node in [node for node in model.graph if node.op_type == "Attention"]:
-            _split(node, seen)
-        for scatter in scatters:
-            (present,), (_, update, _) = scatter.outputs, inputs(scatter, 3)
-            if present.uses():
-                raise strange(present.consumers()[0])
-            if present.is_graph_output():
-                update.name = UPDATE + str(present.name).removeprefix(PRESENT)
-                outputs[outputs.index(present)] = update
-        return ir.passes.PassResult(model, bool(scatters))
+    Raises:
+        BundleError: a cache is used otherwise, or a mask has another form.
+    """
+    outputs, scatters = model.graph.outputs, nodes_of(model, "TensorScatter")
+    for scatter in scatters:
+        attributes(scatter, [], axis=2, mode="linear")
+    seen: dict[ir.Value, ir.Value] = {}
+    for node in nodes_of(model, "Attention"):
+        _split(node, seen)
+    for scatter in scatters:
+        (present,), (_, update, _) = scatter.outputs, inputs(scatter, 3)
+        if present.uses():
+            raise strange(present.consumers()[0])
+        if present.is_graph_output():
+            update.name = UPDATE + str(present.name).removeprefix(PRESENT)
+            outputs[outputs.index(present)] = update
 
 
 def _split(node: ir.Node, seen: dict[ir.Value, ir.Value]) -> None:

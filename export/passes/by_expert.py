@@ -20,28 +20,18 @@ from plugins_trt.schema import ALL_OPERATORS, DOMAIN
 from runtime.backends.graph import LOGITS
 
 
-class KeepExpert(ir.passes.InPlacePass):
-    """Makes a decoder one for rows of ``text`` or ``visual`` tokens alone.
-
-    Args:
-        expert: ``text`` or ``visual``.
-    """
-
-    def __init__(self, expert: str) -> None:
-        super().__init__()
-        self._expert = expert
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Takes a decoder with any form of the expert operators."""
-        graph, opset = model.graph, model.opset_imports[""]
-        bodies = {operator.name: function.one_expert(operator, self._expert, opset) for operator in ALL_OPERATORS}
-        for node in graph:
-            if node.domain == DOMAIN:
-                body = bodies[node.op_type]
-                replace(node, body, inputs(node, len(body.input)))
-        if self._expert == "visual":
-            graph.outputs[:] = [output for output in graph.outputs if output.name != LOGITS]
-        remove_unused(model)
-        RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
-        model.opset_imports.pop(DOMAIN, None)
-        return ir.passes.PassResult(model, modified=True)
+def keep_expert(decoder: ir.Model, expert: str) -> ir.Model:
+    """Returns a decoder, with any form of the expert operators, for rows of ``text`` or ``visual`` tokens alone."""
+    model = decoder.clone()
+    graph, opset = model.graph, model.opset_imports[""]
+    bodies = {operator.name: function.one_expert(operator, expert, opset) for operator in ALL_OPERATORS}
+    for node in graph:
+        if node.domain == DOMAIN:
+            body = bodies[node.op_type]
+            replace(node, body, inputs(node, len(body.input)))
+    if expert == "visual":
+        graph.outputs[:] = [output for output in graph.outputs if output.name != LOGITS]
+    remove_unused(model)
+    RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+    model.opset_imports.pop(DOMAIN, None)
+    return model

@@ -12,23 +12,17 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 
-class FoldConstants(ir.passes.InPlacePass):
-    """Computes them; the constants that they are made of stay."""
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Takes nodes in the order of the graph, so that what is made of folded ones is folded too."""
-        folded = 0
-        for node in model.graph:
-            sources = [value.producer() for value in node.inputs if value is not None]
-            constants = [source for source in sources if source is not None and source.op_type == "Constant"]
-            if node.domain or not constants or len(constants) < len(node.inputs) or len(node.outputs) > 1:
-                continue
-            given = {str(constant.outputs[0].name): _compute(constant, {}) for constant in constants}
-            value = ir.tensor(_compute(node, given), name=node.outputs[0].name)
-            made = ir.node("Constant", [], {"value": value}, name=node.name)
-            ir.convenience.replace_nodes_and_values(model.graph, node, [node], [made], node.outputs, made.outputs)
-            folded += 1
-        return ir.passes.PassResult(model, bool(folded))
+def fold_constants(model: ir.Model) -> None:
+    """Computes them, in place and in the order of the graph; the constants that they are made of stay."""
+    for node in model.graph:
+        sources = [value.producer() for value in node.inputs if value is not None]
+        constants = [source for source in sources if source is not None and source.op_type == "Constant"]
+        if node.domain or not constants or len(constants) < len(node.inputs) or len(node.outputs) > 1:
+            continue
+        given = {str(constant.outputs[0].name): _compute(constant, {}) for constant in constants}
+        value = ir.tensor(_compute(node, given), name=node.outputs[0].name)
+        made = ir.node("Constant", [], {"value": value}, name=node.name)
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], [made], node.outputs, made.outputs)
 
 
 def _compute(node: ir.Node, given: dict[str, Any]) -> Any:  # noqa: ANN401 - an array

@@ -32,9 +32,6 @@ DOMAIN, NAME = "monoedge.cpu", "AttentionOverInt8Caches"
 FEW = 16
 """Up to that many rows, the caches are read as they lie."""
 
-_LOWEST, _LARGEST = -128.0, 127.0
-"""What the node saturates at."""
-
 _BODY = """
 <opset_import: ["" : {opset}, "{ours}" : 1], domain: "{domain}">
 {name} <scale>
@@ -59,8 +56,8 @@ _BODY = """
       value_ratio = Div (value, value_step)
       key_nearest = Round (key_ratio)
       value_nearest = Round (value_ratio)
-      lowest = Constant <value = float {{{lowest}}}> ()
-      largest = Constant <value = float {{{largest}}}> ()
+      lowest = Constant <value = float {{-128.0}}> ()
+      largest = Constant <value = float {{127.0}}> ()
       key_number = Clip (key_nearest, lowest, largest)
       value_number = Clip (value_nearest, lowest, largest)
       key_seen = Mul (key_number, key_step)
@@ -105,7 +102,7 @@ class CachePlan:
 
 
 def check_caches(caches: Sequence[CachePlan], facts: ModelFacts) -> dict[int, CachePlan]:
-    """The plans by their layers.
+    """Returns the plans by their layers.
 
     Raises:
         QuantizationError: they do not fit the model.
@@ -129,7 +126,7 @@ def check_caches(caches: Sequence[CachePlan], facts: ModelFacts) -> dict[int, Ca
 
 
 def body(facts: ModelFacts, opset: int) -> onnx.FunctionProto:
-    """The function, for the sizes of a model.
+    """Returns the function for the sizes of a model.
 
     Inputs are those of ``GroupQueryAttention``, and: ``few``, bool [1], whether the rows are at most ``FEW``;
     ``positions``, int64 [batch, sequence]; ``write_indices``, int64 [batch], the first of them. Scales are
@@ -143,7 +140,7 @@ def body(facts: ModelFacts, opset: int) -> onnx.FunctionProto:
         "kv_size": facts.num_key_value_heads * facts.head_dim,
     }
     results = _RESULTS.format(cache=_CACHE.format(**sizes), **sizes)
-    fixed = {"domain": DOMAIN, "name": NAME, "ours": CPU_DOMAIN, "lowest": _LOWEST, "largest": _LARGEST}
+    fixed = {"domain": DOMAIN, "name": NAME, "ours": CPU_DOMAIN}
     return onnx.parser.parse_function(_BODY.format(opset=opset, results=results, **fixed, **sizes))
 
 

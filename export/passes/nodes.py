@@ -31,6 +31,11 @@ def infer_types(model: onnx.ModelProto) -> ir.Model:
         ) from None
 
 
+def nodes_of(model: ir.Model, op_type: str) -> list[ir.Node]:
+    """Returns a graph's nodes of one of ONNX's own operators, in order."""
+    return [node for node in model.graph if node.op_type == op_type and not node.domain]
+
+
 def sizes(value: ir.Value, *axes: int) -> list[int]:
     """Returns some of a value's dimensions, which have to be numbers.
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from export.passes.nodes import attributes, inputs, parse_body, replace
-
-_SIGNATURE = "(x, weight) => (y)"
+from export.passes.nodes import attributes, inputs, nodes_of, parse_body, replace
 
 _BODY = """
     wide = Cast <to = 1> (x)
@@ -26,14 +24,10 @@ _BODY = """
 """
 
 
-class DecomposeNorms(ir.passes.InPlacePass):
-    """Takes all of them apart."""
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Needs the types of values."""
-        nodes = [node for node in model.graph if node.op_type == "RMSNormalization" and not node.domain]
-        for node in nodes:
-            epsilon = attributes(node, ["epsilon"], axis=-1, stash_type=ir.DataType.FLOAT)["epsilon"]
-            x, weight = inputs(node, 2)
-            replace(node, parse_body(_SIGNATURE, _BODY.format(epsilon=epsilon, type=x.dtype)), [x, weight])
-        return ir.passes.PassResult(model, bool(nodes))
+def decompose_norms(model: ir.Model) -> None:
+    """Takes all of them apart, in place; values need types."""
+    for node in nodes_of(model, "RMSNormalization"):
+        epsilon = attributes(node, ["epsilon"], axis=-1, stash_type=ir.DataType.FLOAT)["epsilon"]
+        x, weight = inputs(node, 2)
+        body = parse_body("(x, weight) => (y)", _BODY.format(epsilon=epsilon, type=x.dtype))
+        replace(node, body, [x, weight])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from export.passes.nodes import attributes, inputs, parse_body, replace, sizes
+from export.passes.nodes import attributes, inputs, nodes_of, parse_body, replace, sizes
 from runtime.errors import BundleError
 
 _GIVEN = ("strides", "pads", "dilations", "kernel_shape")
@@ -27,29 +27,24 @@ _BODY = """
 """
 
 
-class UnfoldPatches(ir.passes.InPlacePass):
-    """Rewrites all of them; the shape of a kernel changes in the graph, its bytes do not."""
+def unfold_patches(model: ir.Model) -> None:
+    """Rewrites all of them, in place; values need shapes. A kernel's shape changes, its bytes do not.
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Needs the shapes of values.
-
-        Raises:
-            BundleError: a convolution of another form.
-        """
-        nodes = [node for node in model.graph if node.op_type == "Conv" and not node.domain]
-        for node in nodes:
-            x, kernel, bias = inputs(node, 3)
-            out, channels, k, other = sizes(kernel, 0, 1, 2, 3)
-            height, width = sizes(x, 2, 3)
-            given = attributes(node, _GIVEN, group=1, auto_pad="NOTSET")
-            expected = {"strides": (k, k), "pads": (0,) * 4, "dilations": (1, 1), "kernel_shape": (k, k)}
-            fits = k == other and height % k == width % k == 0 and given.items() <= expected.items()
-            if not fits or kernel.const_value is None:
-                raise BundleError(f"Conv {node.name} is not a cut into patches: export the bundle again")
-            matrix = ir.to_proto(kernel.const_value)
-            matrix.dims[:] = [out, channels * k * k]
-            kernel.const_value, kernel.shape = ir.serde.deserialize_tensor(matrix), ir.Shape(matrix.dims)
-            counts = {"channels": channels, "out": out, "k": k, "rows": height // k, "columns": width // k}
-            body = _BODY.format(width=channels * k * k, **counts)
-            replace(node, parse_body("(x, kernel, bias) => (y)", body), [x, kernel, bias])
-        return ir.passes.PassResult(model, bool(nodes))
+    Raises:
+        BundleError: a convolution has another form.
+    """
+    for node in nodes_of(model, "Conv"):
+        x, kernel, bias = inputs(node, 3)
+        out, channels, k, other = sizes(kernel, 0, 1, 2, 3)
+        height, width = sizes(x, 2, 3)
+        given = attributes(node, _GIVEN, group=1, auto_pad="NOTSET")
+        expected = {"strides": (k, k), "pads": (0,) * 4, "dilations": (1, 1), "kernel_shape": (k, k)}
+        fits = k == other and height % k == width % k == 0 and given.items() <= expected.items()
+        if not fits or kernel.const_value is None:
+            raise BundleError(f"Conv {node.name} is not a cut into patches: export the bundle again")
+        matrix = ir.to_proto(kernel.const_value)
+        matrix.dims[:] = [out, channels * k * k]
+        kernel.const_value, kernel.shape = ir.serde.deserialize_tensor(matrix), ir.Shape(matrix.dims)
+        counts = {"channels": channels, "out": out, "k": k, "rows": height // k, "columns": width // k}
+        body = _BODY.format(width=channels * k * k, **counts)
+        replace(node, parse_body("(x, kernel, bias) => (y)", body), [x, kernel, bias])

@@ -11,12 +11,12 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from export.passes.attention import SplitCaches
-from export.passes.constants import FoldConstants
+from export.passes.attention import split_caches
+from export.passes.constants import fold_constants
 from export.passes.nodes import OPSET, infer_types
-from export.passes.norm import DecomposeNorms
-from export.passes.patches import UnfoldPatches
-from export.passes.rotary import DecomposeRotary
+from export.passes.norm import decompose_norms
+from export.passes.patches import unfold_patches
+from export.passes.rotary import decompose_rotary
 from plugins_trt.function import opset_of
 from runtime.errors import BundleError
 
@@ -25,7 +25,7 @@ IR_VERSION = 9
 
 
 def portable(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph in opset 20, as a new model; one that is in it already is returned as it is.
+    """Returns the same graph in opset 20, as a new model; one that is in it already is returned as it is.
 
     Function bodies of the custom operators are kept, in that opset too.
 
@@ -35,15 +35,9 @@ def portable(model: onnx.ModelProto) -> onnx.ModelProto:
     if opset_of(model) <= OPSET:
         return model
     made = infer_types(model)
-    for rewrite in (
-        SplitCaches(),
-        DecomposeRotary(),
-        DecomposeNorms(),
-        UnfoldPatches(),
-        FoldConstants(),
-        RemoveUnusedNodesPass(),
-    ):
+    for rewrite in (split_caches, decompose_rotary, decompose_norms, unfold_patches, fold_constants):
         rewrite(made)
+    RemoveUnusedNodesPass()(made)
     for graph in (made.graph, *(body.graph for body in made.functions.values())):
         graph.opset_imports[""] = OPSET
         for node in graph:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from export.passes.nodes import attributes, inputs, insert_before, parse_body, replace
+from export.passes.nodes import attributes, inputs, insert_before, nodes_of, parse_body, replace
 
 _ROWS = """
     cos_rows = Gather <axis = 0> (cos, positions)
@@ -30,18 +30,13 @@ _BODY = """
 """
 
 
-class DecomposeRotary(ir.passes.InPlacePass):
-    """Takes all of them apart."""
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Takes them in the order of the graph: the rows are gathered before the first that takes them."""
-        nodes = [node for node in model.graph if node.op_type == "RotaryEmbedding" and not node.domain]
-        rows: dict[tuple[ir.Value, ...], list[ir.Value]] = {}
-        for node in nodes:
-            attributes(node, [], interleaved=0, num_heads=0, rotary_embedding_dim=0)
-            x, *source = inputs(node, 4)
-            key = tuple(source)
-            if key not in rows:
-                rows[key] = insert_before(node, parse_body("(cos, sin, positions) => (c, s)", _ROWS), source, node.name)
-            replace(node, parse_body("(x, c, s) => (y)", _BODY), [x, *rows[key]])
-        return ir.passes.PassResult(model, bool(nodes))
+def decompose_rotary(model: ir.Model) -> None:
+    """Takes all of them apart, in place. The rows are gathered before the first node that takes them."""
+    rows: dict[tuple[ir.Value, ...], list[ir.Value]] = {}
+    for node in nodes_of(model, "RotaryEmbedding"):
+        attributes(node, [], interleaved=0, num_heads=0, rotary_embedding_dim=0)
+        x, *source = inputs(node, 4)
+        key = tuple(source)
+        if key not in rows:
+            rows[key] = insert_before(node, parse_body("(cos, sin, positions) => (c, s)", _ROWS), source, node.name)
+        replace(node, parse_body("(x, c, s) => (y)", _BODY), [x, *rows[key]])

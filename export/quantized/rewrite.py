@@ -17,8 +17,8 @@ from onnx import TensorProto, helper
 
 from export.errors import QuantizationError
 from export.external_data import GraphFile, TensorSource, layout
-from export.passes.by_expert import KeepExpert
-from export.passes.group_query_attention import GroupQueryAttention
+from export.passes.by_expert import keep_expert
+from export.passes.group_query_attention import group_query_attention
 from export.quantized.initializers import initializers
 from export.quantized.nodes import matrices_of, rewrite_node
 from export.quantized.plan import MatrixPlan, QuantizationPlan
@@ -55,8 +55,8 @@ def decoder_files(weights: Weights, plan: QuantizationPlan, form: str, facts: Mo
     if form != CPU:
         return [GraphFile(DECODER_GRAPH, DECODER_WEIGHTS, model, tensors)]
     whole = ir.from_proto(model)
-    GroupQueryAttention(facts, plan.caches)(whole)
-    text, visual = (ir.to_proto(KeepExpert(expert)(whole.clone()).model) for expert in EXPERTS)
+    group_query_attention(whole, facts, plan.caches)
+    text, visual = (ir.to_proto(keep_expert(whole, expert)) for expert in EXPERTS)
     own = _place(text.graph, tensors, DECODER_WEIGHTS, {})
     shared = {tensor.name: tensor for tensor in text.graph.initializer}
     others = _place(visual.graph, tensors, VISUAL_DECODER_WEIGHTS, shared)
