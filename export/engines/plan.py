@@ -7,7 +7,6 @@ the path of the original.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx
 
@@ -21,13 +20,13 @@ from export.engines.network import (
 )
 from export.engines.options import Options
 from export.engines.parser import check_graph, load_parser
+from export.passes.nodes import load_graph
 from export.passes.portable import portable
 from plugins_trt.schema import DOMAIN, VERSION
 from runtime.bundle.engines import WEIGHTS, plan_name
 from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, EngineRecord, FileRecord, Manifest
 from runtime.bundle.reader import Bundle
 from runtime.bundle.targets import Target
-from runtime.errors import BundleError
 
 PREFILL_CHUNK = 1024
 """Tokens that the prefill profile takes at once, as many as four tiles of an image; longer prompts come in chunks."""
@@ -100,20 +99,6 @@ def graph_for(target: Target, bundle: Bundle, name: str) -> onnx.ModelProto:
     # Up to TensorRT 10.6 a parser takes the body even where there is a plugin.
     del model.functions[:]
     return model
-
-
-def load_graph(bundle: Bundle, name: str) -> onnx.ModelProto:
-    """Reads a graph of the bundle, without weights.
-
-    Raises:
-        BundleError: it cannot be read.
-    """
-    path: Path = bundle.path(name)
-    try:
-        return onnx.load(path, load_external_data=False)
-    except Exception as error:
-        # Protobuf has errors of its own, which differ between its versions.
-        raise BundleError(f"{path} cannot be read ({error}): export the bundle again") from None
 
 
 def record(manifest: Manifest, options: Options, graph: str, file: FileRecord, tensorrt: str) -> EngineRecord:

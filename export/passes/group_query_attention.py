@@ -25,9 +25,9 @@ from plugins_trt.function import CPU_DOMAIN
 from runtime.backends.graph import INPUTS_EMBEDS, PAST, POSITION_IDS, WRITE_INDICES
 from runtime.bundle.manifest import ModelFacts
 
-# What all layers share. int32: index of each sequence's last key, [batch], and tokens of the longest. The rest is for INT8
-# caches, and is removed where there are none: whether the rows are few, bool [1], and their positions, int64 [batch,
-# sequence].
+# What all layers share. int32: index of each sequence's last key, [batch], and tokens of the longest. The rest is only
+# for INT8 caches, and is removed where there are none: whether the rows are few, bool [1], and their positions, int64
+# [batch, sequence].
 _SIGNATURE = "(inputs_embeds, write_indices) => (last_key, length, few_rows, positions)"
 _SHARED = f"""
     "count.shape" = Shape <end = 2, start = 1> (inputs_embeds)

@@ -1,4 +1,4 @@
-"""What passes share: ONNX text in place of nodes, and what is known of nodes and values."""
+"""What passes share: graphs read, what is known of nodes and values, and ONNX text in place of nodes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,25 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError
 
 OPSET = 20
 """Opset of portable graphs: TensorRT 10.3 reads up to it, ONNX Runtime from 1.17 on."""
+
+
+def load_graph(bundle: Bundle, name: str) -> onnx.ModelProto:
+    """Reads a graph of a bundle, without weights.
+
+    Raises:
+        BundleError: it cannot be read.
+    """
+    path = bundle.path(name)
+    try:
+        return onnx.load(path, load_external_data=False)
+    except Exception as error:
+        # Protobuf has errors of its own, which differ between its versions.
+        raise BundleError(f"{path} cannot be read ({error}): export the bundle again") from None
 
 
 def infer_types(model: onnx.ModelProto) -> ir.Model:

@@ -11,26 +11,26 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import onnx
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from export.errors import QuantizationError
 from export.external_data import BLOCK_BYTES, TensorSource
+from export.passes.nodes import load_graph
 from export.quantized.plan import Smoothing, Vector
 from runtime.bundle.manifest import DECODER_GRAPH
 from runtime.bundle.reader import Bundle
+from runtime.errors import BundleError
 
 W = TypeVar("W", bound="Weights")
 
 
 @dataclass(frozen=True)
 class _Factors:
-    """What smoothing does to one tensor [rows, columns]; a vector counts as one row."""
+    """What smoothing does to one tensor [rows, columns]; ``times`` are of columns, and a vector counts as one row."""
 
     times: Vector | None = None
-    """[columns]"""
     over_columns: Vector | None = None
-    """[columns]"""
     over_rows: Vector | None = None
-    """[rows]"""
 
 
 class Weights:
@@ -39,20 +39,21 @@ class Weights:
     Args:
         model: the graph, whose initializers have no data.
         tensors: what the initializers hold.
-        smoothing: factors that the values are read with.
 
     Raises:
-        QuantizationError: factors that do not fit. Methods raise it for a name that is not there.
+        QuantizationError: methods raise it for a name that is not there.
     """
 
-    def __init__(
-        self, model: onnx.ModelProto, tensors: Mapping[str, TensorSource], smoothing: Iterable[Smoothing] = ()
-    ) -> None:
+    def __init__(self, model: onnx.ModelProto, tensors: Mapping[str, TensorSource]) -> None:
         self.model, self._tensors = model, tensors
-        self._factors = self._factors_of(smoothing)
+        self._factors: dict[str, _Factors] = {}
 
     def smoothed(self: W, smoothing: Iterable[Smoothing]) -> W:
-        """Returns the same weights, read with these factors instead. The graph is not parsed again."""
+        """Returns the same weights, read with these factors instead. The graph is not parsed again.
+
+        Raises:
+            QuantizationError: factors do not fit.
+        """
         other = copy.copy(self)
         other._factors = self._factors_of(smoothing)
         return other
@@ -123,29 +124,21 @@ class DecoderWeights(Weights):
 
     Args:
         bundle: not quantized.
-        smoothing: factors that the values are read with.
 
     Raises:
-        QuantizationError: the graph cannot be read, or factors that do not fit it.
+        BundleError: the graph cannot be read, or the bundle does not have its data.
     """
 
-    def __init__(self, bundle: Bundle, smoothing: Iterable[Smoothing] = ()) -> None:
+    def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
-        path = bundle.path(DECODER_GRAPH)
-        try:
-            model = onnx.load(path, load_external_data=False)
-        except Exception as error:
-            # Protobuf has errors of its own, which differ between its versions.
-            raise QuantizationError(f"{path} cannot be read ({error}): export the bundle again") from None
-        tensors = {}
-        for tensor in model.graph.initializer:
-            data = {entry.key: entry.value for entry in tensor.external_data}
-            if not data:
-                continue
-            if data["location"] not in bundle.manifest.files:
-                raise QuantizationError(f"{path}: {tensor.name} has no data in the bundle: export the bundle again")
-            tensors[tensor.name] = _in_file(tensor, bundle.path(data["location"]), int(data.get("offset", 0)))
-        super().__init__(model, tensors, smoothing)
+        model, tensors = load_graph(bundle, DECODER_GRAPH), {}
+        for tensor in filter(uses_external_data, model.graph.initializer):
+            place = ExternalDataInfo(tensor)
+            if place.location not in bundle.manifest.files:
+                graph = bundle.path(DECODER_GRAPH)
+                raise BundleError(f"{graph}: {tensor.name} has no data in the bundle: export the bundle again")
+            tensors[tensor.name] = _in_file(tensor, bundle.path(place.location), place.offset or 0)
+        super().__init__(model, tensors)
 
 
 def _in_file(tensor: onnx.TensorProto, file: Path, offset: int) -> TensorSource:

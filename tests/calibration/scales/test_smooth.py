@@ -87,7 +87,7 @@ def smoothing(bundle: Bundle, powers: bool, visual: bool) -> list[Smoothing]:
 def test_answers_of_the_float_model_do_not_change(tiny_bundle: Path, pairs: Path, powers: bool, visual: bool) -> None:
     """With powers of two not by a bit."""
     bundle = Bundle(tiny_bundle)
-    weights = DecoderWeights(bundle, smoothing(bundle, powers, visual))
+    weights = DecoderWeights(bundle).smoothed(smoothing(bundle, powers, visual))
     names = [tensor.name for tensor in weights.model.graph.initializer if weights.is_smoothed(tensor.name)]
     assert len(names) == bundle.manifest.model.num_hidden_layers * (5 if visual else 4)
     arrays = {name: np.concatenate(list(weights.blocks(name))).reshape(weights.shape(name)) for name in names}

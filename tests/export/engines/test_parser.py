@@ -13,7 +13,8 @@ from onnx import TensorProto, helper
 from export.engine import main
 from export.engines.options import Options, check_bundle
 from export.engines.parser import check_graph, load_parser
-from export.engines.plan import PORTABLE_CHUNK, PREFILL_CHUNK, graph_for, load_graph, plans
+from export.engines.plan import PORTABLE_CHUNK, PREFILL_CHUNK, graph_for, plans
+from export.passes.nodes import load_graph
 from export.passes.portable import portable
 from plugins_trt.function import opset_of
 from plugins_trt.schema import DOMAIN

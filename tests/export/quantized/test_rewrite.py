@@ -205,7 +205,7 @@ def test_smoothing_moves_factors_where_it_says(tiny_v15_bundle: Path) -> None:
     source = Bundle(tiny_v15_bundle)
     smoothing = smoothing_of(source.manifest)
     plain = tensors(tiny_v15_bundle)
-    read = DecoderWeights(source, smoothing)
+    read = DecoderWeights(source).smoothed(smoothing)
     for layer, item in enumerate(smoothing):
         expected = {f"layers.{layer}.ffn_norm.weight": plain[f"layers.{layer}.ffn_norm.weight"] / item.gate_up}
         for expert, down in (("text", item.down), ("visual", item.visual_down)):
@@ -224,7 +224,7 @@ def test_smoothing_of_16_bits_is_rounded_once(tiny_v1_bf16_bundle: Path, tmp_pat
     factor = np.random.default_rng(0).uniform(0.5, 2, source.manifest.model.hidden_size).astype(np.float32)
     smoothing = (Smoothing(0, gate_up=factor),)
     names = experts(0)
-    plan = replace(absmax_plan(DecoderWeights(source, smoothing), names), smoothing=smoothing)
+    plan = replace(absmax_plan(DecoderWeights(source).smoothed(smoothing), names), smoothing=smoothing)
     write_quantized(source, tmp_path / "bundle", plan)
     plain, got = tensors(tiny_v1_bf16_bundle), tensors(tmp_path / "bundle")
     norm, visual = "layers.0.ffn_norm.weight", experts(0, "visual")[0]
