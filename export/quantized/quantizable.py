@@ -6,18 +6,13 @@ Nothing else is known here of what the bodies look like.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import onnx
 
 from export.errors import QuantizationError
-
-_NAME = re.compile(
-    r"layers\.(?P<layer>\d+)\.(?P<part>feed_forward|attention)\.(?:\w+\.)?(?:(?P<expert>text|visual)_)?\w+"
-    r"|(?P<head>lm_head)\.weight"
-)
+from export.quantized.nodes import matrices_of
 
 
 @dataclass(frozen=True)
@@ -51,25 +46,19 @@ class Matrix:
 
 def find_matrices(model: onnx.ModelProto) -> list[Matrix]:
     """Returns all matrices of a decoder that can be quantized, in graph order."""
-    shapes: dict[str, tuple[int, ...]] = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    bodies = {(body.domain, body.name): dict(_operands(body.node)) for body in model.functions}
-    parameters = {(body.domain, body.name): list(body.input) for body in model.functions}
+    shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    bodies = {(body.domain, body.name): body.node for body in model.functions}
     found = []
     for node in model.graph.node:
-        key = (node.domain, node.op_type)
-        if key in bodies:
-            given = dict(zip(parameters[key], node.input, strict=True))
-            operands = {given[weight]: value for weight, value in bodies[key].items() if weight in given}
-        else:
-            operands = dict(_operands([node]))
-        for name, value in operands.items():
-            match = _NAME.fullmatch(name)
-            shape = shapes.get(name, ())
-            if match and len(shape) == 2:
-                layer = int(match["layer"]) if match["layer"] else None
-                part = match["part"] or match["head"]
-                inside = node.name if key in bodies else ""
-                found.append(Matrix(name, layer, part, match["expert"], shape[0], shape[1], inside, value))
+        body = bodies.get((node.domain, node.op_type))
+        rows = {gemm.input[1]: gemm.input[0] for gemm in body or [node] if gemm.op_type == "Gemm"}
+        for parameter, name in matrices_of(node).items():
+            first, *rest = name.split(".")
+            layer, part = (int(rest[0]), rest[1]) if first == "layers" else (None, first)
+            expert = parameter.partition("_")[0] or None
+            out, channels = shapes[name]
+            place = (node.name if body else "", rows[parameter or name])
+            found.append(Matrix(name, layer, part, expert, out, channels, *place))
     return found
 
 
@@ -117,10 +106,3 @@ def expose(model: onnx.ModelProto, matrices: Collection[Matrix]) -> onnx.ModelPr
             onnx.helper.make_tensor_value_info(matrix.output, element_type, [None, matrix.channels])
         )
     return copy
-
-
-def _operands(nodes: Collection[onnx.NodeProto]) -> Iterator[tuple[str, str]]:
-    """Yields the names of matrix and activations of every ``Gemm``."""
-    for node in nodes:
-        if node.op_type == "Gemm":
-            yield node.input[1], node.input[0]
