@@ -61,7 +61,9 @@ def write_quantized(
     source = weights.bundle
     check_source(source.manifest, plan.mode, form, kv_cache=bool(plan.caches))
     graphs = decoder_files(weights.smoothed(plan.smoothing), plan, form, source.manifest.model)
-    kept = [name for name in source.manifest.files if _is_shared(name)]
+    # All but the decoder and the recorded set, which is that decoder's.
+    others = (name for name in source.manifest.files if Path(name).parts[0] != RECORDING)
+    kept = [name for name in others if name not in (DECODER_GRAPH, DECODER_WEIGHTS)]
     with BundleWriter(target, overwrite) as writer:
         write_graphs(writer, graphs, console, other_bytes=sum(source.manifest.files[name].size for name in kept))
         for name in kept:
@@ -114,8 +116,3 @@ def check_source(manifest: Manifest, mode: str, form: str, kv_cache: bool = Fals
             f"INT8 caches need graphs of opset {OPSET}, and the bundle's are of opset {manifest.opset}: export it "
             "without --target"
         )
-
-
-def _is_shared(name: str) -> bool:
-    """Returns whether a file is copied: not the decoder, nor the recorded set, which is that decoder's."""
-    return name not in (DECODER_GRAPH, DECODER_WEIGHTS) and Path(name).parts[0] != RECORDING

@@ -7,6 +7,7 @@ A node of an expert operator becomes the quantized form of it. A ``Gemm`` gets `
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import onnx
 from onnx import TensorProto, helper
@@ -138,31 +139,26 @@ def _dequantized(node: onnx.NodeProto, plan: MatrixPlan, weights: Weights) -> It
     rows, values = node.input[0], f"{plan.name}_values"
     wide = element == TensorProto.FLOAT
 
-    def cast(given: str, result: str, to: int) -> onnx.NodeProto:
-        return helper.make_node("Cast", [given], [result], name=f"{node.name}/Cast:{result}", to=to)
+    def step(op_type: str, inputs: list[str], result: str, **attributes: Any) -> onnx.NodeProto:  # noqa: ANN401
+        return helper.make_node(op_type, inputs, [result], name=f"{node.name}/{op_type}:{result}", **attributes)
 
-    def linear(op_type: str, inputs: list[str], result: str) -> onnx.NodeProto:
-        return helper.make_node(op_type, inputs, [result], name=f"{node.name}/{op_type}:{result}")
-
-    matrix = linear("DequantizeLinear", [plan.name, scale_name(plan.name)], values)
-    matrix.attribute.append(helper.make_attribute("axis", 0))
-    yield matrix
+    yield step("DequantizeLinear", [plan.name, scale_name(plan.name)], values, axis=0)
     if plan.input_scale is None:
         if not wide:
-            yield cast(values, f"{values}_rounded", element)
+            yield step("Cast", [values], f"{values}_rounded", to=element)
             values = f"{values}_rounded"
         yield _like(node, [rows, values], node.output[0])
         return
     scale = input_scale_name(plan.name)
     if not wide:
-        yield cast(rows, f"{plan.name}_rows_wide", TensorProto.FLOAT)
+        yield step("Cast", [rows], f"{plan.name}_rows_wide", to=TensorProto.FLOAT)
         rows = f"{plan.name}_rows_wide"
-    yield linear("QuantizeLinear", [rows, scale, ZERO], f"{plan.name}_rows_int8")
-    yield linear("DequantizeLinear", [f"{plan.name}_rows_int8", scale, ZERO], f"{plan.name}_rows_values")
+    yield step("QuantizeLinear", [rows, scale, ZERO], f"{plan.name}_rows_int8")
+    yield step("DequantizeLinear", [f"{plan.name}_rows_int8", scale, ZERO], f"{plan.name}_rows_values")
     sums = node.output[0] if wide else f"{plan.name}_sums"
     yield _like(node, [f"{plan.name}_rows_values", values], sums)
     if not wide:
-        yield cast(sums, node.output[0], element)
+        yield step("Cast", [sums], node.output[0], to=element)
 
 
 def _like(node: onnx.NodeProto, inputs: list[str], result: str) -> onnx.NodeProto:

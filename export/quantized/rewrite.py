@@ -8,7 +8,8 @@ nodes, ``export.quantized.initializers`` the data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -76,13 +77,15 @@ def _place(
     names = [tensor.name for tensor in graph.initializer]
     own = {name: tensors[name] for name in names if name in tensors and name not in elsewhere}
     placed = {**layout(own, file), **elsewhere}
-    _replace_initializers(graph, [placed.get(tensor.name, tensor) for tensor in graph.initializer])
+    _put(graph.initializer, (placed.get(tensor.name, tensor) for tensor in graph.initializer))
     return own
 
 
-def _replace_initializers(graph: onnx.GraphProto, initializers: list[onnx.TensorProto]) -> None:
-    del graph.initializer[:]
-    graph.initializer.extend(initializers)
+def _put(field: Any, items: Iterable[Any]) -> None:  # noqa: ANN401 - a repeated field of protobuf
+    """Replaces what a field of a graph holds."""
+    kept = list(items)
+    del field[:]
+    field.extend(kept)
 
 
 def _rewrite(weights: Weights, plan: QuantizationPlan, form: str) -> tuple[onnx.ModelProto, dict[str, TensorSource]]:
@@ -92,19 +95,14 @@ def _rewrite(weights: Weights, plan: QuantizationPlan, form: str) -> tuple[onnx.
     model.CopyFrom(weights.model)
     graph = model.graph
     nodes = [new for node in graph.node for new in rewrite_node(node, plans, weights, form)]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    _put(graph.node, nodes)
     used = {node.op_type for node in nodes if node.domain == DOMAIN}
     others = [body for body in model.functions if body.domain != DOMAIN]
-    del model.functions[:]
-    opset = function.opset_of(model)
-    model.functions.extend([*function.bodies(used, opset), *others])
+    _put(model.functions, [*function.bodies(used, function.opset_of(model)), *others])
     tensors, small = initializers(graph, plans, weights, form)
-    _replace_initializers(graph, [*layout(tensors, DECODER_WEIGHTS).values(), *small])
+    _put(graph.initializer, [*layout(tensors, DECODER_WEIGHTS).values(), *small])
     # Exporters note the types of initializers too.
-    noted = [value for value in graph.value_info if value.name not in plans]
-    del graph.value_info[:]
-    graph.value_info.extend(noted)
+    _put(graph.value_info, (value for value in graph.value_info if value.name not in plans))
     if form == CPU:
         model.opset_import.append(helper.make_opsetid(function.CPU_DOMAIN, 1))
         if plans:
