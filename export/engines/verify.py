@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from export.engines.process import child_environment, how_it_ended
+from export.recorded import compare as engine_compare
+from export.recorded import format as recording_format
 from runtime.backends.cuda.driver import Device
 from runtime.backends.plugin_library import VARIABLE
 from runtime.bundle.engines import Plans
@@ -27,12 +29,7 @@ from runtime.errors import BackendError, BundleError, MonoedgeError
 def verify(bundle: Bundle, new: Plans, plugin: Path | None, device: Device | None, console: Console) -> None:
     """Compares plans with what ONNX Runtime answered, where that is possible, and says what was done.
 
-    Args:
-        bundle: the bundle that they were built from.
-        new: the plans to compare, of one target and GPU. Without a decoder among them, the registered one is used.
-        plugin: the plugin library.
-        device: the GPU here, if there is one.
-        console: told the result.
+    The plans are of one target and GPU. Without a decoder among them, the registered one is used.
 
     Raises:
         BackendError: a plan cannot be loaded, fails, or disagrees.
@@ -45,14 +42,7 @@ def verify(bundle: Bundle, new: Plans, plugin: Path | None, device: Device | Non
 
 
 def check(bundle: Bundle, target: str | None, plugin: Path | None, device: Device, console: Console) -> None:
-    """Compares the registered engines for a GPU.
-
-    Args:
-        bundle: the bundle.
-        target: compare only those of this target.
-        plugin: the plugin library.
-        device: the GPU.
-        console: told the results.
+    """Compares the registered engines for a GPU, those of one target or of all.
 
     Raises:
         BundleError: there are none.
@@ -84,8 +74,6 @@ def _why_not_here(bundle: Bundle, new: Plans, device: Device | None) -> str | No
 
 def _why_unrecorded(bundle: Bundle, console: Console) -> str | None:
     """Makes the recorded set of a bundle that has none; says why that cannot be."""
-    from export.recorded import format as recording_format
-
     reason = recording_format.why_missing(bundle)
     if reason is None:
         return None
@@ -101,20 +89,15 @@ def _why_unrecorded(bundle: Bundle, console: Console) -> str | None:
     return None
 
 
-def _registered_decoder(bundle: Bundle, new: Plans) -> Plans:
-    """Returns the decoder for the same GPU, by the same TensorRT, if the bundle has one."""
+def _compare(bundle: Bundle, new: Plans, plugin: Path | None, console: Console) -> str | None:
+    """Compares in another process; says why that is impossible."""
     first = next(iter(new.values()))[1]
     wanted = (DECODER_GRAPH, first.target, first.compute_capability)
-    return {
+    plans = {
         record.graph: (bundle.path(name), record)
         for name, record in bundle.manifest.engines.items()
         if (record.graph, record.target, record.compute_capability) == wanted
-    }
-
-
-def _compare(bundle: Bundle, new: Plans, plugin: Path | None, console: Console) -> str | None:
-    """Compares in another process; says why that is impossible."""
-    plans = {**_registered_decoder(bundle, new), **new}
+    } | dict(new)
     if DECODER_GRAPH not in plans:
         return "there is no decoder yet"
     job = {
@@ -131,14 +114,11 @@ def _compare(bundle: Bundle, new: Plans, plugin: Path | None, console: Console) 
         check=False,
         env=child_environment() | ({} if plugin is None else {VARIABLE: str(plugin)}),
     )
-    try:
-        answer = json.loads(done.stdout.splitlines()[-1]) if not done.returncode else {}
-    except (IndexError, ValueError):
-        answer = {}
-    if not answer:
+    if done.returncode or not done.stdout:
         printed = [line for line in done.stderr.splitlines() if line.strip()]
         ended = how_it_ended(done.returncode, "".join(printed[-1:]))
         raise BackendError(f"the process that tries the engine {ended}")
+    answer = json.loads(done.stdout)
     if "refused" in answer:
         raise BackendError(answer["refused"])
     if "agrees" in answer:
@@ -152,20 +132,15 @@ def _compare(bundle: Bundle, new: Plans, plugin: Path | None, console: Console) 
 
 def _try(job: dict[str, Any]) -> dict[str, Any]:
     """Runs in the other process: compares, and returns what came of it."""
-    from export.recorded import compare as engine_compare
-    from export.recorded import format as recording_format
-
+    bundle = Bundle(job["bundle"])
     try:
         from runtime.backends.tensorrt.backend import TensorRTBackend
+
+        recording = recording_format.read(bundle)
     except MonoedgeError as error:
         return {"unavailable": str(error)}
-    bundle = Bundle(job["bundle"])
     plans = {graph: (Path(path), EngineRecord(**record)) for graph, (path, record) in job["plans"].items()}
-    try:
-        recording = recording_format.read(bundle)
-    except BundleError as error:
-        return {"unavailable": str(error)}
-    tokens, room = engine_compare.tokens_of(recording), plans[DECODER_GRAPH][1].max_length
+    tokens, room = engine_compare.tokens_of(recording[DECODER_GRAPH]), plans[DECODER_GRAPH][1].max_length
     if tokens > room:
         return {"unavailable": f"it holds {room} tokens, what was recorded takes {tokens}"}
     try:
@@ -173,7 +148,7 @@ def _try(job: dict[str, Any]) -> dict[str, Any]:
         agrees = engine_compare.compare(backend, bundle.manifest, recording, tuple(job["graphs"]))
     except MonoedgeError as error:
         return {"refused": str(error)}
-    return {"agrees": agrees, "limit": engine_compare.limit(bundle.manifest), "what": backend.description}
+    return {"agrees": agrees, "limit": engine_compare.LIMITS[bundle.manifest.precision], "what": backend.description}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ square of the output over that of the difference, in decibels. 20 dB are a diffe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -26,11 +28,6 @@ alone may be with bf16.
 """
 
 
-def limit(manifest: Manifest) -> float:
-    """Returns the least ratio in dB that a backend's outputs may have for a bundle."""
-    return LIMITS[manifest.precision]
-
-
 def compare(backend: Backend, manifest: Manifest, recording: Recording, graphs: tuple[str, ...]) -> dict[str, float]:
     """Repeats the recorded calls, and compares their outputs.
 
@@ -46,16 +43,13 @@ def compare(backend: Backend, manifest: Manifest, recording: Recording, graphs: 
     Raises:
         BackendError: the backend failed, or a ratio is below the limit; the message names the first such call.
     """
-    found = {}
-    for graph in graphs:
-        run = {VISION_GRAPH: _vision, DECODER_GRAPH: _decoder}[graph]
-        found[graph] = run(backend, manifest, recording[graph])
-    return found
+    runs = {VISION_GRAPH: _vision, DECODER_GRAPH: _decoder}
+    return {graph: runs[graph](backend, manifest, recording[graph]) for graph in graphs}
 
 
-def tokens_of(recording: Recording) -> int:
-    """Returns how many tokens the caches must hold to repeat the recorded calls."""
-    return sum(call.inputs[INPUTS_EMBEDS].shape[1] for call in recording[DECODER_GRAPH])
+def tokens_of(calls: Sequence[Call]) -> int:
+    """Returns how many tokens the caches must hold to repeat calls of the decoder."""
+    return sum(call.inputs[INPUTS_EMBEDS].shape[1] for call in calls)
 
 
 def _vision(backend: Backend, manifest: Manifest, calls: list[Call]) -> float:
@@ -68,7 +62,7 @@ def _vision(backend: Backend, manifest: Manifest, calls: list[Call]) -> float:
 
 def _decoder(backend: Backend, manifest: Manifest, calls: list[Call]) -> float:
     context = backend.new_context()
-    context.reserve(sum(call.inputs[INPUTS_EMBEDS].shape[1] for call in calls))
+    context.reserve(tokens_of(calls))
     ratios, start = [], 0
     for call in calls:
         embeds = narrow(call.inputs[INPUTS_EMBEDS][0], manifest.precision)
@@ -87,7 +81,7 @@ def _decoder(backend: Backend, manifest: Manifest, calls: list[Call]) -> float:
 def _checked(
     graph: str, step: str, got: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], manifest: Manifest
 ) -> float:
-    ratio, least = signal_to_noise(got, expected), limit(manifest)
+    ratio, least = signal_to_noise(got, expected), LIMITS[manifest.precision]
     # Written so that NaN fails.
     if not ratio >= least:
         differences = np.abs(got.ravel() - expected.ravel())

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from export.recorded.compare import limit
+from export.recorded.compare import LIMITS
 from export.recorded.format import GRAPHS, Recording, empty_caches, narrow
 from runtime.backends import Array
 from runtime.backends.graph import INPUTS_EMBEDS
@@ -51,14 +51,10 @@ def choose_length(bundle: Bundle, recording: Recording, named: int | None) -> in
 def write(
     bundle: Bundle, recording: Recording, max_length: int, folder: Path, to_bfloat16: Callable[[Array], Any]
 ) -> None:
-    """Writes the first call of each graph, the decoder's with empty caches. Needs polygraphy.
+    """Writes the first call of each graph into a new folder. Needs polygraphy.
 
-    Args:
-        bundle: an opened bundle.
-        recording: its recorded set.
-        max_length: tokens that the empty caches hold.
-        folder: where to; it is made.
-        to_bfloat16: makes of an array what polygraphy takes in a bf16 bundle, float32 as bfloat16.
+    The decoder's has empty caches for ``max_length`` tokens. In a bf16 bundle, ``to_bfloat16`` makes of an array what
+    polygraphy takes, float32 as bfloat16.
 
     Raises:
         OptionError: the folder exists.
@@ -95,7 +91,7 @@ def commands(bundle: Bundle, recording: Recording, max_length: int, folder: Path
     for name, record in bundle.manifest.engines.items():
         if record.graph in GRAPHS and record.max_length == max_length and record.max_batch == 1:
             lines.append(_polygraphy(bundle, name, record, folder))
-            if record.target != "trt-rtx":
+            if not TARGETS[record.target].capabilities:  # trtexec is TensorRT's, not that for RTX
                 lines.append(_trtexec(bundle, recording, name, record, folder))
     return lines
 
@@ -103,16 +99,15 @@ def commands(bundle: Bundle, recording: Recording, max_length: int, folder: Path
 def _compared(bundle: Bundle, graph: str, folder: Path) -> list[str]:
     inputs, outputs = (str(folder / _json(graph, kind)) for kind in ("inputs", "outputs"))
     loaded = ["--load-inputs", inputs, "--load-outputs", outputs]
-    return [*loaded, "--compare", "snr", "--snr-threshold", f"{limit(bundle.manifest):.0f}"]
+    return [*loaded, "--compare", "snr", "--snr-threshold", f"{LIMITS[bundle.manifest.precision]:.0f}"]
 
 
 def _polygraphy(bundle: Bundle, name: str, record: EngineRecord, folder: Path) -> str:
     words = ["run", str(bundle.path(name)), "--trt", "--model-type", "engine", *_compared(bundle, record.graph, folder)]
-    rest = f"polygraphy {shlex.join(words)}"
+    target, program = TARGETS[record.target], "polygraphy"
     if record.plugin_sha256:
-        program = _WITH_PLUGIN.format(module=TARGETS[record.target].module)
-        rest = f'python -c {shlex.quote(program)} "${VARIABLE}" {shlex.join(words)}'
-    return ("POLYGRAPHY_USE_TENSORRT_RTX=1 " if record.target == "trt-rtx" else "") + rest
+        program = f'python -c {shlex.quote(_WITH_PLUGIN.format(module=target.module))} "${VARIABLE}"'
+    return f"{'POLYGRAPHY_USE_TENSORRT_RTX=1 ' if target.capabilities else ''}{program} {shlex.join(words)}"
 
 
 def _trtexec(bundle: Bundle, recording: Recording, name: str, record: EngineRecord, folder: Path) -> str:

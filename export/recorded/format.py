@@ -84,10 +84,7 @@ def empty_caches(model: ModelFacts, capacity: int) -> Values:
 def to_files(recording: Recording, made_of: dict[str, str], runner: str) -> dict[str, bytes]:
     """Returns the files of a recorded set by their names in the bundle; equal sets give equal bytes.
 
-    Args:
-        recording: what was recorded.
-        made_of: the SHA-256 of each graph and its weights.
-        runner: what ran them, with its version.
+    ``made_of`` has the SHA-256 of each graph and its weights; ``runner`` says what ran them, with its version.
     """
     arrays = {
         f"{graph}/{index}/{kind}/{name}": array

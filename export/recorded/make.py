@@ -48,9 +48,7 @@ STEPS = 8
 def record(bundle: Bundle, progress: Callable[[int], object]) -> dict[str, bytes]:
     """Records a bundle; returns the files of its recorded set, by name.
 
-    Args:
-        bundle: an opened bundle.
-        progress: called with the bytes of weights that were just read.
+    Calls ``progress`` with the bytes of weights that were just read.
 
     Raises:
         BundleError: its tokenizer or template cannot be read, or it is made for a CPU.

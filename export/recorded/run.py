@@ -18,11 +18,10 @@ import onnx
 import onnxruntime as ort
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
+from export.recorded.format import Values
 from runtime.backends import Array
 from runtime.backends.graph import PAST, PRESENT, UPDATE, WRITE_INDICES
 from runtime.errors import as_backend_error
-
-Values = dict[str, Array]
 
 PIECE_BYTES = 512 << 20
 """Most bytes of float32 weights in a piece, unless one node has more: the head of the 2B model has 758 MB."""
