@@ -11,20 +11,14 @@ from export.engines.process import build_plan
 from export.engines.verify import verify
 from runtime.backends.cuda.driver import Device
 from runtime.bundle.engines import WEIGHTS, plan_name
-from runtime.bundle.manifest import EngineRecord
-from runtime.bundle.reader import Bundle, size_text
+from runtime.bundle.manifest import EngineRecord, FileRecord
+from runtime.bundle.reader import Bundle, sha256_of, size_text
 from runtime.console.console import Console
 from runtime.errors import BackendError, OptionError
 
 
 def build(bundle: Bundle, options: Options, device: Device | None, console: Console) -> None:
     """Builds the plans of a bundle and enters them in its manifest; all of them, or none.
-
-    Args:
-        bundle: an opened bundle.
-        options: what to build with and for.
-        device: the GPU here, if there is one.
-        console: told each step, and the progress.
 
     Raises:
         BundleError: a graph cannot be read, or the bundle cannot be written.
@@ -41,22 +35,16 @@ def build(bundle: Bundle, options: Options, device: Device | None, console: Cons
             output = folder / Path(plan.name).name
             file, version = build_plan(plan, options, bundle.path(plan.graph), output, console)
             staged[plan.name] = output, record(bundle.manifest, options, plan.graph, file, version)
-            profiles = f"{len(plan.profiles)} profile{'s' if len(plan.profiles) > 1 else ''}"
-            console.say(
-                f"{bundle.path(plan.name)}: {size_text(file.size)}, {profiles}, {options.target.title} {version}"
-            )
+            profiles = f"{len(plan.profiles)} profile{'s' * (len(plan.profiles) > 1)}"
+            title = f"{options.target.title} {version}"
+            console.say(f"{bundle.path(plan.name)}: {size_text(file.size)}, {profiles}, {title}")
         _check_and_keep(bundle, staged, options, device, console)
 
 
 def register(bundle: Bundle, options: Options, paths: list[Path], device: Device | None, console: Console) -> None:
     """Takes plans that another program built into a bundle, and says what is known of them and what is not.
 
-    Args:
-        bundle: an opened bundle.
-        options: what they are said to be built with and for.
-        paths: the plans.
-        device: the GPU here, if there is one.
-        console: told what was taken.
+    The ``options`` are what the plans are said to be built with and for.
 
     Raises:
         BackendError: one disagrees with what was recorded.
@@ -80,8 +68,8 @@ def register(bundle: Bundle, options: Options, paths: list[Path], device: Device
             if path in outside:
                 file = folder / file.name
                 store.copy_plan(path, file)
-            entry = record(bundle.manifest, options, graphs[path], store.file_record(file), versions[path])
-            staged[name] = file, entry
+            facts = FileRecord(file.stat().st_size, sha256_of(file))
+            staged[name] = file, record(bundle.manifest, options, graphs[path], facts, versions[path])
         _check_and_keep(bundle, staged, options, device, console)
     for name, (_, entry) in staged.items():
         console.say(
@@ -117,7 +105,7 @@ def require_memory(options: Options, device: Device | None, weights: int, consol
             f"{device.name}: {size_text(device.free_memory)} of {size_text(device.total_memory)} free for "
             f"{size_text(weights)} of weights"
         )
-    free = available_memory()
+    free = _available_memory()
     # The network holds them, and the plan that is being made holds them again.
     if free is not None and free < 2 * weights:
         console.say(
@@ -126,7 +114,7 @@ def require_memory(options: Options, device: Device | None, weights: int, consol
         )
 
 
-def available_memory() -> int | None:
+def _available_memory() -> int | None:
     """Returns the bytes of main memory that a new program may use; None where the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()

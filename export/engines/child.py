@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from runtime.errors import BackendError, MonoedgeError
 
 Event = Callable[..., None]
 
-_BLOCK = 1 << 24
 _INTERVAL = 0.1
 """Seconds between two reports of progress."""
 
@@ -46,7 +46,9 @@ def build(job: Mapping[str, Any], graph: bytes, event: Event) -> None:
     # First, with our logger: whatever is made without one prints.
     builder = trt.Builder(tensorrt.logger)
     tensorrt.load_plugins(Path(job["library"]), job["plugins"])
-    network = builder.create_network(_creation_flags(trt))
+    # Types come from the graph; from TensorRT 11 on that is the only way there is.
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, tensorrt.logger)
     missing = sorted(name for name in job["standard_operators"] if not parser.supports_operator(name))
     if missing:
@@ -75,12 +77,6 @@ def build(job: Mapping[str, Any], graph: bytes, event: Event) -> None:
     if cache is not None:
         _keep_timing_cache(config, cache, event)
     event(done=tensorrt.version)
-
-
-def _creation_flags(trt: Any) -> int:
-    # Types come from the graph; from TensorRT 11 on that is the only way there is.
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    return 0 if flag is None else 1 << int(flag)
 
 
 def _parse_error(tensorrt: TensorRT, parser: Any) -> BackendError:
@@ -152,16 +148,12 @@ def _keep_timing_cache(config: Any, file: Path, event: Event) -> None:
 
 
 def _write(plan: Any, path: Path, event: Event) -> None:
-    data = memoryview(plan).cast("B")
     try:
-        file = HashingFile(path)
-        for start in range(0, len(data), _BLOCK):
-            file.write(data[start : start + _BLOCK])
-        file.close()
+        with closing(HashingFile(path)) as file:
+            file.write(memoryview(plan))
     except OSError as error:
         raise BackendError(f"could not write {path.parent}: {error.strerror}") from None
-    record = file.record()
-    event(size=record.size, sha256=record.sha256)
+    event(**vars(file.record()))
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ Nothing here needs TensorRT.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import onnx
 
@@ -16,8 +16,7 @@ CAPACITY = "capacity"
 """The symbolic dimension of the caches in exported graphs: tokens that a cache holds."""
 
 
-@dataclass(frozen=True)
-class Range:
+class Range(NamedTuple):
     """Sizes that a symbolic dimension has in one profile; TensorRT tunes for the optimum."""
 
     minimum: int
@@ -30,16 +29,12 @@ class Range:
         return cls(size, size, size)
 
 
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class InputShapes:
+class InputShapes(NamedTuple):
     """Shapes of one input in one profile."""
 
-    minimum: Shape
-    optimum: Shape
-    maximum: Shape
+    minimum: tuple[int, ...]
+    optimum: tuple[int, ...]
+    maximum: tuple[int, ...]
 
 
 def fix_dimension(model: onnx.ModelProto, name: str, size: int) -> None:
@@ -54,14 +49,12 @@ def fix_dimension(model: onnx.ModelProto, name: str, size: int) -> None:
     """
     if size < 1:
         raise OptionError(f"{name} must be 1 or more, got {size}")
-    found = 0
-    for value in (*model.graph.input, *model.graph.output):
-        for dimension in value.type.tensor_type.shape.dim:
-            if dimension.dim_param == name:
-                dimension.dim_value = size
-                found += 1
+    values = (*model.graph.input, *model.graph.output)
+    found = [item for value in values for item in value.type.tensor_type.shape.dim if item.dim_param == name]
     if not found:
         raise BundleError(f'the graph "{model.graph.name}" has no dimension "{name}": export the bundle again')
+    for dimension in found:
+        dimension.dim_value = size
     del model.graph.value_info[:]
 
 
@@ -99,16 +92,11 @@ def input_shapes(model: onnx.ModelProto, profile: Mapping[str, Range]) -> dict[s
         BundleError: the graph has a symbolic dimension that the profile does not give.
     """
     weights = {initializer.name for initializer in model.graph.initializer}
-    shapes = {}
-    for value in model.graph.input:
-        if value.name not in weights:
-            ranges = tuple(_ranges(value, profile))
-            shapes[value.name] = InputShapes(
-                tuple(range_.minimum for range_ in ranges),
-                tuple(range_.optimum for range_ in ranges),
-                tuple(range_.maximum for range_ in ranges),
-            )
-    return shapes
+    return {
+        value.name: InputShapes(*zip(*_ranges(value, profile), strict=True))
+        for value in model.graph.input
+        if value.name not in weights
+    }
 
 
 def _ranges(value: onnx.ValueInfoProto, profile: Mapping[str, Range]) -> Iterator[Range]:

@@ -18,15 +18,8 @@ from plugins_trt.function import opset_of
 from plugins_trt.schema import DOMAIN
 from runtime.errors import BundleError
 
-_TYPES = {
-    "FLOAT": "FP32",
-    "FLOAT16": "FP16",
-    "BFLOAT16": "BF16",
-    "INT64": "INT64",
-    "INT32": "INT32",
-    "INT8": "INT8",
-    "BOOL": "BOOL",
-}
+_TYPES = {"FLOAT": "FP32", "FLOAT16": "FP16", "BFLOAT16": "BF16"}
+"""TensorRT's names of types, where they are not ONNX's."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +47,7 @@ def load_parser(name: str) -> Parser:
 
 
 def check_graph(model: onnx.ModelProto, parser: Parser) -> None:
-    """Checks every node except plugins.
-
-    Args:
-        model: the graph, with the function bodies of its plugins, from which types are inferred.
-        parser: what it is checked against.
+    """Checks every node except plugins, whose function bodies the model has, since types are inferred from them.
 
     Raises:
         BundleError: the parser does not have an operator, or not for these types.

@@ -13,6 +13,7 @@ import onnx
 from export.engines.network import (
     CAPACITY,
     InputShapes,
+    Range,
     decoder_profiles,
     fix_dimension,
     input_shapes,
@@ -77,13 +78,11 @@ def plans(bundle: Bundle, options: Options) -> tuple[Plan, Plan]:
     image = manifest.image
     tiles = image.max_tiles + int(image.use_thumbnail and image.max_tiles > 1)
 
-    def name(graph: str) -> str:
-        return plan_name(graph, options.target.name, options.capability, manifest.precision)
+    def plan(graph: str, model: onnx.ModelProto, *profiles: dict[str, Range]) -> Plan:
+        name = plan_name(graph, options.target.name, options.capability, manifest.precision)
+        return Plan(name, graph, model, tuple(input_shapes(model, profile) for profile in profiles))
 
-    return (
-        Plan(name(DECODER_GRAPH), DECODER_GRAPH, decoder, tuple(input_shapes(decoder, profile) for profile in ranges)),
-        Plan(name(VISION_GRAPH), VISION_GRAPH, vision, (input_shapes(vision, vision_profile(tiles)),)),
-    )
+    return plan(DECODER_GRAPH, decoder, *ranges), plan(VISION_GRAPH, vision, vision_profile(tiles))
 
 
 def graph_for(target: Target, bundle: Bundle, name: str) -> onnx.ModelProto:
@@ -102,18 +101,9 @@ def graph_for(target: Target, bundle: Bundle, name: str) -> onnx.ModelProto:
 
 
 def record(manifest: Manifest, options: Options, graph: str, file: FileRecord, tensorrt: str) -> EngineRecord:
-    """Returns what the manifest will say of a plan.
-
-    Args:
-        manifest: of the bundle.
-        options: what it was built with and for.
-        graph: the graph that it was built from.
-        file: size and hash of the plan.
-        tensorrt: version of TensorRT.
-    """
+    """Returns what the manifest will say of a plan that this version of TensorRT built from ``graph``."""
     return EngineRecord(
-        size=file.size,
-        sha256=file.sha256,
+        **vars(file),
         graph=graph,
         target=options.target.name,
         tensorrt=tensorrt,

@@ -9,11 +9,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from export.engines.options import Options
 from export.engines.plan import Plan
@@ -25,14 +24,7 @@ from runtime.errors import BackendError
 
 
 def build_plan(plan: Plan, options: Options, graph: Path, output: Path, console: Console) -> tuple[FileRecord, str]:
-    """Builds a plan into a file.
-
-    Args:
-        plan: what to build.
-        options: what to build it with and for.
-        graph: the original of the plan's graph, which the weights lie beside.
-        output: the file to write.
-        console: shows the progress.
+    """Builds a plan into a file, ``output``. The weights lie beside ``graph``, the original of the plan's graph.
 
     Returns:
         Size and hash of the plan, and the version of TensorRT.
@@ -47,9 +39,7 @@ def build_plan(plan: Plan, options: Options, graph: Path, output: Path, console:
         "standard_operators": plan.standard_operators,
         "graph": str(graph.absolute()),
         "capability": options.capability,
-        "profiles": [
-            {name: list(asdict(shapes).values()) for name, shapes in profile.items()} for profile in plan.profiles
-        ],
+        "profiles": plan.profiles,
         "timing_cache": None if options.timing_cache is None else str(options.timing_cache),
         "plan": str(output),
     }
@@ -111,34 +101,26 @@ def _library_path(target: Target, folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _child(environment: Mapping[str, str], stderr: Any) -> Iterator[subprocess.Popen[bytes]]:  # noqa: ANN401 - a file
-    process = subprocess.Popen(
+def _child(environment: Mapping[str, str], stderr: BinaryIO) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(
         [sys.executable, "-m", "export.engines.child"],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,
-    )
-    try:
-        yield process
-    except BaseException:
-        process.kill()
-        raise
-    finally:
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
-        process.wait()
+    ) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
 
 
 def _events(process: subprocess.Popen[bytes], job: Mapping[str, Any], graph: bytes) -> Iterator[dict[str, Any]]:
     assert process.stdin is not None  # noqa: S101 - pipes, as started
     assert process.stdout is not None  # noqa: S101
-    try:
+    # Where it ends early, its exit code and what it printed tell why.
+    with suppress(BrokenPipeError), process.stdin:
         process.stdin.write(json.dumps(job).encode() + b"\n" + graph)
-        process.stdin.close()
-    except BrokenPipeError:
-        # It ended early; its exit code and what it printed tell why.
-        pass
     for line in process.stdout:
         yield json.loads(line)

@@ -13,8 +13,8 @@ from pathlib import Path
 from export.engines.options import Options
 from export.writer import rewrite_manifest
 from runtime.bundle.engines import FOLDER, why_stale
-from runtime.bundle.manifest import EngineRecord, FileRecord
-from runtime.bundle.reader import Bundle, sha256_of, size_text
+from runtime.bundle.manifest import EngineRecord
+from runtime.bundle.reader import Bundle, size_text
 from runtime.bundle.targets import TARGETS, Target
 from runtime.errors import BundleError
 
@@ -47,11 +47,8 @@ def refuse_existing(bundle: Bundle, names: list[str], options: Options) -> None:
 def staging_folder(bundle: Bundle, size: int) -> Iterator[Path]:
     """Gives a hidden folder in ``engines/`` to write plans in; it is deleted at the end, with what is left in it.
 
-    It is made before the build, so that a bundle that cannot be written is refused before hours of work.
-
-    Args:
-        bundle: an opened bundle.
-        size: bytes of weights in the plans.
+    It is made before the build, so that a bundle that cannot be written is refused before hours of work. The plans
+    hold ``size`` bytes of weights.
 
     Raises:
         BundleError: the bundle cannot be written, or the disk has no room for plans of that size.
@@ -114,11 +111,6 @@ def copy_plan(plan: Path, target: Path) -> None:
         shutil.copyfile(plan, target)
     except OSError as error:
         raise BundleError(f"{plan} cannot be copied to {target.parent}: {error.strerror}") from None
-
-
-def file_record(plan: Path) -> FileRecord:
-    """Returns size and hash of a plan."""
-    return FileRecord(plan.stat().st_size, sha256_of(plan))
 
 
 def plan_version(plan: Path, target: Target) -> str:

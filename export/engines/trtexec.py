@@ -11,7 +11,6 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from export.engines.network import InputShapes
 from export.engines.options import Options
 from export.engines.plan import Plan
 from runtime.backends.plugin_library import VARIABLE
@@ -46,14 +45,9 @@ def write_graphs(bundle: Bundle, plans: tuple[Plan, ...], folder: Path, overwrit
 
 
 def script(bundle: Bundle, options: Options, plans: tuple[Plan, ...], folder: Path | None) -> str:
-    """Returns commands for a shell on the device: write the graphs, build, register.
+    """Returns commands for a shell on the device: write the graphs, where ``folder`` is None; build; register.
 
-    Args:
-        bundle: an opened bundle.
-        options: what to build with and for. Where there is no plugin library here, the commands take that of the device
-            from the environment variable.
-        plans: what to build.
-        folder: where the graphs are already; None writes them first.
+    Where there is no plugin library here, the commands take that of the device from the environment variable.
     """
     command = ["python", "-m", "export.engine", "--bundle", str(bundle.folder), "--target", options.target.name]
     command += ["--sm", str(options.capability), "--max-length", str(options.max_length)]
@@ -83,10 +77,6 @@ def _options(bundle: Bundle, plan: Plan, folder: Path) -> Iterator[str]:
     yield "--skipInference"
     for index, profile in enumerate(plan.profiles):
         yield f"--profile={index}"
-        yield f"--minShapes={_shapes(profile, 'minimum')}"
-        yield f"--optShapes={_shapes(profile, 'optimum')}"
-        yield f"--maxShapes={_shapes(profile, 'maximum')}"
-
-
-def _shapes(profile: dict[str, InputShapes], which: str) -> str:
-    return ",".join(f"{name}:{'x'.join(map(str, getattr(shapes, which)))}" for name, shapes in profile.items())
+        for place, bound in enumerate(("min", "opt", "max")):
+            shapes = (f"{name}:{'x'.join(map(str, shapes[place]))}" for name, shapes in profile.items())
+            yield f"--{bound}Shapes={','.join(shapes)}"

@@ -298,7 +298,7 @@ def swapped_weights(plan: Plan) -> Plan:
 def no_room_for_the_prompt(plan: Plan) -> Plan:
     prefill, decode = plan.profiles
     shapes = prefill["inputs_embeds"]
-    longer = replace(shapes, optimum=(1, 600, shapes.maximum[2]), maximum=(1, 600, shapes.maximum[2]))
+    longer = shapes._replace(optimum=(1, 600, shapes.maximum[2]), maximum=(1, 600, shapes.maximum[2]))
     return replace(plan, profiles=({**prefill, "inputs_embeds": longer}, decode))
 
 
