@@ -3,7 +3,8 @@
 Rule: where ``Attention`` takes keys and values that ``TensorScatter`` just wrote into the caches, it is computed from
 the caches as they were and from the chunk's own keys and values. The scores of both parts stand side by side for one
 softmax in float32. The mask is shut where the caches will hold the chunk, and computed anew for the chunk's keys in
-those places. So the result is that of the two nodes, for any mask ``key position <= query position``.
+those places. So the result is that of the two nodes, for any mask ``key position <= query position``. Where it is shut,
+a score is the lowest float32, which is low enough: a query sees its own key at least.
 
 The outputs ``present.*``, whole caches, become ``update.*``, the chunk's keys and values (``runtime.backends.graph``).
 Operators of opset 20 could write a cache only into a second one, which takes twice the memory and copies all of it for
@@ -28,9 +29,6 @@ from export.passes.nodes import (
     strange,
 )
 from runtime.backends.graph import PRESENT, UPDATE
-
-_LOWEST = -3.4028234663852886e38
-"""Of float32. Nothing lower is needed: a query sees its own key at least."""
 
 _SEEN = """
     heads = Constant <value = int64[4] {-1, 1, 1, 1}> ()
@@ -64,14 +62,14 @@ _BODY = """
     scaled = Mul (wide, scale)
     by_head = Constant <value = int64[4] {{0, {heads}, -1, 0}}> ()
     scores = Reshape (scaled, by_head)
-    lowest = Constant <value = float {{{lowest!r}}}> ()
+    lowest = Constant <value = float {{-3.4028234663852886e38}}> ()
     open = Where (seen, scores, lowest)
     weights = Softmax <axis = -1> (open)
     narrow = Cast <to = {type:d}> (weights)
     by_group = Constant <value = int64[4] {{0, {kv_heads}, -1, 0}}> ()
     shares = Reshape (narrow, by_group)
     zero = Constant <value = int64[1] {{0}}> ()
-    end = Constant <value = int64[1] {{{end}}}> ()
+    end = Constant <value = int64[1] {{9223372036854775807}}> ()
     last = Constant <value = int64[1] {{-1}}> ()
     capacity = Shape <start = 2, end = 3> (past_key)
     past_shares = Slice (shares, zero, capacity, last)
@@ -123,8 +121,6 @@ def _split(node: ir.Node, seen: dict[ir.Value, ir.Value]) -> None:
         head_dim=head_dim,
         scale=attributes(node, ["scale"])["scale"],
         type=query.dtype,
-        lowest=_LOWEST,
-        end=(1 << 63) - 1,
     )
     body = parse_body("(query, seen, past_key, past_value, new_key, new_value) => (y)", text)
     replace(node, body, [query, seen[mask], past_key, past_value, new_key, new_value])

@@ -49,13 +49,10 @@ _SHARED = f"""
 """
 
 
-def group_query_attention(model: ir.Model, facts: ModelFacts, caches: Sequence[CachePlan] = ()) -> None:
+def group_query_attention(model: ir.Model, facts: ModelFacts, caches: Sequence[CachePlan]) -> None:
     """Rewrites every attention of a decoder, in place; one that has none of opset 24 stays as it is.
 
-    Args:
-        model: the decoder with both experts.
-        facts: of the decoder.
-        caches: those to store in INT8.
+    The decoder has both experts. Caches are planned where they are to be INT8.
 
     Raises:
         QuantizationError: plans of caches do not fit.

@@ -111,25 +111,16 @@ def attributes(node: ir.Node, wanted: Sequence[str], **fixed: int | str) -> dict
 
 
 def parse_body(signature: str, text: str) -> onnx.FunctionProto:
-    """Returns a function of ONNX text.
-
-    Args:
-        signature: ``(inputs) => (outputs)``.
-        text: one ``result = Operator <attributes> (values)`` a line.
-    """
+    """Returns a function of text, ``(inputs) => (outputs)`` and lines ``result = Operator <attributes> (values)``."""
     return onnx.parser.parse_function(f'<opset_import: ["" : {OPSET}], domain: "text"> text {signature} {{{text}}}')
 
 
 def insert_before(
     place: ir.Node, body: onnx.FunctionProto, given: Sequence[ir.Value], prefix: str | None
 ) -> list[ir.Value]:
-    """Inserts the nodes of a function, applied to some values, and returns its outputs.
+    """Inserts the nodes of a function, applied to given values, before a node, and returns the function's outputs.
 
-    Args:
-        place: the node before which they go; attributes that the body refers to are its.
-        body: the function.
-        given: its inputs.
-        prefix: goes before the names of all its nodes and values, with a dot.
+    Attributes that the body refers to are that node's. The prefix goes before the names of all nodes and values.
     """
     function = ir.serde.deserialize_function(body)
     for parameter, value in zip(function.inputs, given, strict=True):

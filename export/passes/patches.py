@@ -12,8 +12,6 @@ import onnx_ir as ir
 from export.passes.nodes import attributes, inputs, nodes_of, parse_body, replace, sizes
 from runtime.errors import BundleError
 
-_GIVEN = ("strides", "pads", "dilations", "kernel_shape")
-
 _BODY = """
     cut = Constant <value = int64[6] {{-1, {channels}, {rows}, {k}, {columns}, {k}}}> ()
     windows = Reshape (x, cut)
@@ -37,8 +35,8 @@ def unfold_patches(model: ir.Model) -> None:
         x, kernel, bias = inputs(node, 3)
         out, channels, k, other = sizes(kernel, 0, 1, 2, 3)
         height, width = sizes(x, 2, 3)
-        given = attributes(node, _GIVEN, group=1, auto_pad="NOTSET")
         expected = {"strides": (k, k), "pads": (0,) * 4, "dilations": (1, 1), "kernel_shape": (k, k)}
+        given = attributes(node, [*expected], group=1, auto_pad="NOTSET")
         fits = k == other and height % k == width % k == 0 and given.items() <= expected.items()
         if not fits or kernel.const_value is None:
             raise BundleError(f"Conv {node.name} is not a cut into patches: export the bundle again")

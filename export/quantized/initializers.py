@@ -24,16 +24,9 @@ _FLOAT32, _INT8, _UINT8 = np.dtype("<f4"), np.dtype(np.int8), np.dtype(np.uint8)
 def initializers(
     graph: onnx.GraphProto, plans: Mapping[str, MatrixPlan], weights: Weights, form: str
 ) -> tuple[dict[str, TensorSource], list[onnx.TensorProto]]:
-    """Returns the initializers that a graph takes whose nodes are rewritten.
+    """Returns the initializers of a graph whose nodes are rewritten: those that lie in a file, and those in the graph.
 
-    Args:
-        graph: its initializers are still those of the decoder that is not quantized.
-        plans: what is quantized, by names of initializers.
-        weights: of the decoder that is not quantized.
-        form: ``qdq`` or ``cpu``.
-
-    Returns:
-        Those that go into a file of weights, and those that stand in the graph itself.
+    The graph still has the initializers of the decoder that is not quantized; ``plans`` are by their names.
     """
     block_sizes = {
         name: next(int(item.i) for item in node.attribute if item.name == "block_size")
