@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from export.engines.options import Options
 from export.engines.plan import Plan
 from runtime.backends.plugin_library import VARIABLE
-from runtime.bundle.engines import FOLDER, WEIGHTS
+from runtime.bundle.engines import FOLDER, WEIGHTS, build_command
 from runtime.bundle.manifest import DECODER_GRAPH
 from runtime.bundle.reader import Bundle
 from runtime.console.files import replaced
@@ -49,13 +50,12 @@ def script(bundle: Bundle, options: Options, plans: tuple[Plan, ...], folder: Pa
 
     Where there is no plugin library here, the commands take that of the device from the environment variable.
     """
-    command = ["python", "-m", "export.engine", "--bundle", str(bundle.folder), "--target", options.target.name]
-    command += ["--sm", str(options.capability), "--max-length", str(options.max_length)]
-    command += ["--max-batch", str(options.max_batch)]
+    given = ("--sm", options.capability, "--max-length", options.max_length, "--max-batch", options.max_batch)
+    command = partial(build_command, options.target, options.capability, bundle.folder, *given)
     lines = []
     if folder is None:
         folder = Path(f"{bundle.folder.resolve().name}-onnx")
-        lines += [shlex.join([*command, "--write-onnx", str(folder)]), ""]
+        lines += [command("--write-onnx", folder), ""]
     lines.append(shlex.join(["mkdir", "-p", str(bundle.path(FOLDER))]))
     for plan in plans:
         arguments = [shlex.quote(text) for text in _options(bundle, plan, folder)]
@@ -63,10 +63,8 @@ def script(bundle: Bundle, options: Options, plans: tuple[Plan, ...], folder: Pa
             library = f'"${VARIABLE}"' if options.plugin is None else shlex.quote(str(options.plugin))
             arguments.insert(2, f"--staticPlugins={library}")
         lines += ["", " \\\n  ".join(["trtexec", *arguments])]
-    register = ["--register", *(str(bundle.path(plan.name)) for plan in plans)]
-    if options.plugin is not None:
-        register += ["--plugin", str(options.plugin)]
-    lines += ["", shlex.join([*command, *register])]
+    plugin = () if options.plugin is None else ("--plugin", options.plugin)
+    lines += ["", command("--register", *(bundle.path(plan.name) for plan in plans), *plugin)]
     return "\n".join(lines)
 
 

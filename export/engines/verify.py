@@ -80,7 +80,7 @@ def _why_unrecorded(bundle: Bundle, console: Console) -> str | None:
     if find_spec("onnxruntime") is None:
         return (
             "the bundle has no recorded set, and onnxruntime, which makes it, is not installed here; where it is: "
-            f"python -m export.recording --bundle {bundle.folder}"
+            + recording_format.command(bundle)
         )
     from export.recorded import make as recording_make
 
