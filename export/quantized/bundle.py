@@ -15,16 +15,7 @@ from export.quantized.weights import DecoderWeights
 from export.writer import BundleWriter
 from plugins_trt.function import OPSET
 from plugins_trt.schema import W8A8
-from runtime.bundle.manifest import (
-    CPU,
-    DECODER_GRAPH,
-    DECODER_WEIGHTS,
-    MODES,
-    QDQ,
-    RECORDING,
-    W4A16,
-    Manifest,
-)
+from runtime.bundle.manifest import CPU, DECODER_GRAPH, DECODER_WEIGHTS, MODES, QDQ, RECORDING, W4A16, Manifest
 from runtime.bundle.reader import Bundle
 from runtime.console.console import SILENT, Console
 
@@ -55,7 +46,7 @@ def write_quantized(
 
     Raises:
         QuantizationError: the source is quantized already, or the plan does not fit it or the form.
-        BundleError: the target cannot be written.
+        BundleError: the source cannot be read, or the target cannot be written.
     """
     weights = DecoderWeights(source) if isinstance(source, Bundle) else source
     source = weights.bundle

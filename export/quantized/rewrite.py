@@ -68,10 +68,7 @@ def decoder_files(weights: Weights, plan: QuantizationPlan, form: str, facts: Mo
 
 
 def _place(
-    graph: onnx.GraphProto,
-    tensors: Mapping[str, TensorSource],
-    file: str,
-    elsewhere: Mapping[str, onnx.TensorProto],
+    graph: onnx.GraphProto, tensors: Mapping[str, TensorSource], file: str, elsewhere: Mapping[str, onnx.TensorProto]
 ) -> dict[str, TensorSource]:
     """Places those tensors of a graph in a file that are not elsewhere already; returns what lies in the file."""
     names = [tensor.name for tensor in graph.initializer]

@@ -120,10 +120,7 @@ def to_float32(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def split(
-    model: onnx.ModelProto,
-    weights: Mapping[str, onnx.TensorProto],
-    wanted: set[str],
-    caches: Mapping[str, str],
+    model: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto], wanted: set[str], caches: Mapping[str, str]
 ) -> list[Piece]:
     """Cuts a graph into pieces; constants go where they are used.
 
