@@ -2,9 +2,6 @@
 
 #include "report.h"
 
-#include <algorithm>
-#include <iterator>
-
 namespace monoedge::trt
 {
 
@@ -28,20 +25,22 @@ std::string name(DataType type)
     }
 }
 
+/// "text(0), text(1), …"
 template <typename Text>
 std::string list(std::int32_t count, Text&& text)
 {
-    std::string result{"["};
+    std::string result;
     for (std::int32_t i = 0; i < count; ++i)
     {
         result += (i == 0 ? "" : ", ") + text(i);
     }
-    return result + "]";
+    return result;
 }
 
 std::string text(nvinfer1::Dims const& shape)
 {
-    return list(shape.nbDims, [&](std::int32_t i) { return shape.d[i] < 0 ? "?" : std::to_string(shape.d[i]); });
+    auto const size = [&](std::int32_t i) { return shape.d[i] < 0 ? "?" : std::to_string(shape.d[i]); };
+    return "[" + list(shape.nbDims, size) + "]";
 }
 
 std::string symbol(schema::Extent extent)
@@ -51,7 +50,7 @@ std::string symbol(schema::Extent extent)
 
 std::string symbols(schema::Tensor const& tensor)
 {
-    return list(tensor.rank, [&](std::int32_t i) { return symbol(tensor.shape[i]); });
+    return "[" + list(tensor.rank, [&](std::int32_t i) { return symbol(tensor.shape[i]); }) + "]";
 }
 
 /// What a tensor is in every node; kT has no such type.
@@ -73,11 +72,7 @@ void checkCounts(schema::Operator const& op, std::int32_t nbInputs, std::int32_t
     {
         return;
     }
-    std::string names;
-    for (std::int32_t i = 0; i < op.nbInputs; ++i)
-    {
-        names += (i == 0 ? "" : ", ") + std::string{op.inputs[i].name};
-    }
+    std::string const names = list(op.nbInputs, [&](std::int32_t i) { return std::string{op.inputs[i].name}; });
     throw Refusal(std::string{op.name} + " version " + schema::kVersion + " must have " + std::to_string(op.nbInputs)
         + " inputs (" + names + ") and 1 output, got " + std::to_string(nbInputs) + " and " + std::to_string(nbOutputs)
         + "; export the model with the monoedge that this plugin comes with");
@@ -108,11 +103,6 @@ void checkType(schema::Tensor const& tensor, DataType type, DataType nodeType)
     throw Refusal(std::string{tensor.name} + " must be " + name(nodeType) + " like the node's first input" + got);
 }
 
-Sizes::Sizes()
-{
-    std::fill(std::begin(mSizes), std::end(mSizes), kUnknown);
-}
-
 void Sizes::bind(schema::Tensor const& tensor, nvinfer1::Dims const& shape)
 {
     if (shape.nbDims != tensor.rank)
@@ -140,10 +130,11 @@ void Sizes::bind(schema::Tensor const& tensor, nvinfer1::Dims const& shape)
 
 std::string Sizes::expected(schema::Tensor const& tensor) const
 {
-    std::string const numbers = list(tensor.rank, [&](std::int32_t i) {
+    auto const size = [&](std::int32_t i) {
         auto const [factor, dim] = tensor.shape[i];
         return mSizes[dim] == kUnknown ? symbol(tensor.shape[i]) : std::to_string(factor * mSizes[dim]);
-    });
+    };
+    std::string const numbers = "[" + list(tensor.rank, size) + "]";
     return numbers == symbols(tensor) ? "" : " = " + numbers;
 }
 

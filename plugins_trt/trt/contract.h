@@ -6,6 +6,7 @@
 
 #include <NvInferRuntime.h>
 
+#include <array>
 #include <cstdint>
 #include <string>
 
@@ -28,7 +29,10 @@ bool typeFits(schema::Tensor const& tensor, nvinfer1::DataType type, nvinfer1::D
 class Sizes
 {
 public:
-    Sizes();
+    Sizes()
+    {
+        mSizes.fill(kUnknown);
+    }
 
     /// Takes the numbers from a tensor's shape. Throws a Refusal where they contradict the definition or each other.
     void bind(schema::Tensor const& tensor, nvinfer1::Dims const& shape);
@@ -50,7 +54,7 @@ public:
 private:
     std::string expected(schema::Tensor const& tensor) const;
 
-    std::int64_t mSizes[schema::kDims];
+    std::array<std::int64_t, schema::kDims> mSizes;
 };
 
 } // namespace monoedge::trt

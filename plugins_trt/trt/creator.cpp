@@ -1,5 +1,3 @@
-#include "creator.h"
-
 #include "exports.h"
 #include "plugin.h"
 #include "report.h"
@@ -11,58 +9,71 @@
 namespace monoedge::trt
 {
 
-ExpertPluginCreator::ExpertPluginCreator(schema::Operator const& definition)
-    : mDefinition{definition}
+namespace
 {
-}
 
-nvinfer1::IPluginV3* ExpertPluginCreator::createPlugin(
-    char const* name, nvinfer1::PluginFieldCollection const* fc, nvinfer1::TensorRTPhase) noexcept
+/// Makes plugins of one operator, for TensorRT's ONNX parser and for plans that hold one.
+class ExpertPluginCreator final : public nvinfer1::IPluginCreatorV3One
 {
-    nvinfer1::IPluginV3* plugin{nullptr};
-    auto const make = [&] {
-        if (fc != nullptr && fc->nbFields != 0)
-        {
-            throw Refusal(std::string{mDefinition.name} + " version " + schema::kVersion
-                + " takes no fields, got " + fc->fields[0].name + "; use the plugin that the plan was built with");
-        }
-        bool const named = name != nullptr && *name != '\0';
-        plugin = new ExpertPlugin(mDefinition, named ? name : mDefinition.name);
-    };
-    guarded(name == nullptr ? "" : name, make);
-    return plugin;
-}
+public:
+    explicit ExpertPluginCreator(schema::Operator const& definition)
+        : mDefinition{definition}
+    {
+    }
 
-nvinfer1::PluginFieldCollection const* ExpertPluginCreator::getFieldNames() noexcept
-{
-    return &mNoFields;
-}
+    nvinfer1::IPluginV3* createPlugin(
+        char const* name, nvinfer1::PluginFieldCollection const* fc, nvinfer1::TensorRTPhase) noexcept override
+    {
+        nvinfer1::IPluginV3* plugin{nullptr};
+        auto const make = [&] {
+            if (fc != nullptr && fc->nbFields != 0)
+            {
+                throw Refusal(std::string{mDefinition.name} + " version " + schema::kVersion
+                    + " takes no fields, got " + fc->fields[0].name + "; use the plugin that the plan was built with");
+            }
+            bool const named = name != nullptr && *name != '\0';
+            plugin = makePlugin(mDefinition, named ? name : mDefinition.name);
+        };
+        guarded(name == nullptr ? "" : name, make);
+        return plugin;
+    }
 
-char const* ExpertPluginCreator::getPluginName() const noexcept
-{
-    return mDefinition.name;
-}
+    nvinfer1::PluginFieldCollection const* getFieldNames() noexcept override
+    {
+        return &mNoFields;
+    }
 
-char const* ExpertPluginCreator::getPluginVersion() const noexcept
-{
-    return schema::kVersion;
-}
+    char const* getPluginName() const noexcept override
+    {
+        return mDefinition.name;
+    }
 
-char const* ExpertPluginCreator::getPluginNamespace() const noexcept
-{
-    return schema::kNamespace;
-}
+    char const* getPluginVersion() const noexcept override
+    {
+        return schema::kVersion;
+    }
+
+    char const* getPluginNamespace() const noexcept override
+    {
+        return schema::kNamespace;
+    }
+
+private:
+    schema::Operator const& mDefinition;
+    nvinfer1::PluginFieldCollection mNoFields{}; ///< The operators have no attributes of their own.
+};
+
+} // namespace
 
 } // namespace monoedge::trt
 
 nvinfer1::IPluginCreatorInterface* const* getCreators(std::int32_t& nbCreators)
 {
     using monoedge::schema::kOperators;
-    using monoedge::trt::ExpertPluginCreator;
-    static std::vector<ExpertPluginCreator> creators{std::begin(kOperators), std::end(kOperators)};
+    static std::vector<monoedge::trt::ExpertPluginCreator> creators{std::begin(kOperators), std::end(kOperators)};
     static std::vector<nvinfer1::IPluginCreatorInterface*> const pointers = [] {
         std::vector<nvinfer1::IPluginCreatorInterface*> result;
-        for (ExpertPluginCreator& creator : creators)
+        for (auto& creator : creators)
         {
             result.push_back(&creator);
         }

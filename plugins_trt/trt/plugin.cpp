@@ -8,17 +8,20 @@
 namespace monoedge::trt
 {
 
+namespace
+{
+
 using nvinfer1::DataType;
 using nvinfer1::Dims;
 using nvinfer1::DimsExprs;
 using nvinfer1::DynamicPluginTensorDesc;
-using nvinfer1::IPluginV3;
+using nvinfer1::IPluginV3OneBuild;
+using nvinfer1::IPluginV3OneCore;
+using nvinfer1::IPluginV3OneRuntime;
+using nvinfer1::PluginCapabilityType;
 using nvinfer1::PluginTensorDesc;
 
-namespace
-{
-
-/// Asked for where no size can be worked out: no device has it, so that the build stops.
+/// Asked for where no size can be worked out. No device has that much, so the build stops.
 constexpr std::size_t kImpossibleWorkspace{std::size_t{1} << 62};
 
 /// The dimensions that are constants in the network, the others as unknown.
@@ -45,166 +48,186 @@ Sizes bindAll(schema::Operator const& op, std::int32_t count, Shape&& dims)
     return sizes;
 }
 
-Type coreType(DataType type)
+/// Translates TensorRT's calls and checks what comes with them, nothing more.
+class ExpertPlugin final : public nvinfer1::IPluginV3,
+                           public IPluginV3OneCore,
+                           public IPluginV3OneBuild,
+                           public IPluginV3OneRuntime
 {
-    return type == DataType::kHALF ? Type::kFloat16 : Type::kBFloat16;
-}
+public:
+    ExpertPlugin(schema::Operator const& definition, std::string node)
+        : mDefinition{definition}
+        , mNode{std::move(node)}
+    {
+    }
+
+    nvinfer1::IPluginCapability* getCapabilityInterface(PluginCapabilityType type) noexcept override
+    {
+        switch (type)
+        {
+        case PluginCapabilityType::kCORE: return static_cast<IPluginV3OneCore*>(this);
+        case PluginCapabilityType::kBUILD: return static_cast<IPluginV3OneBuild*>(this);
+        case PluginCapabilityType::kRUNTIME: return static_cast<IPluginV3OneRuntime*>(this);
+        }
+        return nullptr;
+    }
+
+    nvinfer1::IPluginV3* clone() noexcept override
+    {
+        nvinfer1::IPluginV3* copy{nullptr};
+        guarded(mNode, [&] { copy = makePlugin(mDefinition, mNode); });
+        return copy;
+    }
+
+    // Core
+
+    char const* getPluginName() const noexcept override
+    {
+        return mDefinition.name;
+    }
+
+    char const* getPluginVersion() const noexcept override
+    {
+        return schema::kVersion;
+    }
+
+    char const* getPluginNamespace() const noexcept override
+    {
+        return schema::kNamespace;
+    }
+
+    // Build
+
+    std::int32_t getNbOutputs() const noexcept override
+    {
+        return 1;
+    }
+
+    std::int32_t getOutputDataTypes(DataType* outputTypes, std::int32_t nbOutputs, DataType const* inputTypes,
+        std::int32_t nbInputs) const noexcept override
+    {
+        return guarded(mNode, [&] {
+            checkCounts(mDefinition, nbInputs, nbOutputs);
+            for (std::int32_t i = 0; i < nbInputs; ++i)
+            {
+                checkType(mDefinition.inputs[i], inputTypes[i], inputTypes[0]);
+            }
+            outputTypes[0] = inputTypes[0];
+        });
+    }
+
+    std::int32_t getOutputShapes(DimsExprs const* inputs, std::int32_t nbInputs, DimsExprs const*, std::int32_t,
+        DimsExprs* outputs, std::int32_t nbOutputs, nvinfer1::IExprBuilder& exprBuilder) noexcept override
+    {
+        return guarded(mNode, [&] {
+            checkCounts(mDefinition, nbInputs, nbOutputs);
+            Sizes const sizes = bindAll(mDefinition, nbInputs, [&](std::int32_t i) { return known(inputs[i]); });
+            schema::Tensor const& output = mDefinition.output;
+            outputs[0].nbDims = output.rank;
+            for (std::int32_t i = 0; i < output.rank; ++i)
+            {
+                // Leading dimensions are those of the rows; the last is a weight's, and a weight has no unknown ones.
+                auto const dim = static_cast<schema::Dim>(output.shape[i].dim);
+                bool const leading = i < output.rank - 1;
+                outputs[0].d[i] = leading ? inputs[0].d[i] : exprBuilder.constant(sizes[dim]);
+            }
+        });
+    }
+
+    /// TensorRT tries combinations here: a "no" is no error, and nothing is reported.
+    bool supportsFormatCombination(std::int32_t pos, DynamicPluginTensorDesc const* inOut, std::int32_t nbInputs,
+        std::int32_t nbOutputs) noexcept override
+    {
+        if (nbInputs != mDefinition.nbInputs || nbOutputs != 1)
+        {
+            return false;
+        }
+        schema::Tensor const& tensor = pos < nbInputs ? mDefinition.inputs[pos] : mDefinition.output;
+        PluginTensorDesc const& desc = inOut[pos].desc;
+        return desc.format == nvinfer1::TensorFormat::kLINEAR && typeFits(tensor, desc.type, inOut[0].desc.type);
+    }
+
+    std::int32_t configurePlugin(DynamicPluginTensorDesc const* in, std::int32_t nbInputs,
+        DynamicPluginTensorDesc const* out, std::int32_t nbOutputs) noexcept override
+    {
+        return guarded(mNode, [&] {
+            checkCounts(mDefinition, nbInputs, nbOutputs);
+            for (std::int32_t i = 0; i < nbInputs; ++i)
+            {
+                checkType(mDefinition.inputs[i], in[i].desc.type, in[0].desc.type);
+            }
+            checkType(mDefinition.output, out[0].desc.type, in[0].desc.type);
+            auto const tensor = [&](std::int32_t i) -> DynamicPluginTensorDesc const& {
+                return i < nbInputs ? in[i] : out[0];
+            };
+            bindAll(mDefinition, nbInputs + 1, [&](std::int32_t i) { return tensor(i).desc.dims; });
+            bindAll(mDefinition, nbInputs + 1, [&](std::int32_t i) { return tensor(i).max; });
+        });
+    }
+
+    std::size_t getWorkspaceSize(DynamicPluginTensorDesc const* inputs, std::int32_t nbInputs,
+        DynamicPluginTensorDesc const*, std::int32_t nbOutputs) const noexcept override
+    {
+        std::size_t size{kImpossibleWorkspace};
+        guarded(mNode, [&] {
+            checkCounts(mDefinition, nbInputs, nbOutputs);
+            Sizes const sizes = bindAll(mDefinition, nbInputs, [&](std::int32_t i) { return inputs[i].max; });
+            size = workspaceSize(mDefinition, sizes);
+            std::string const message = "workspace of " + std::to_string(size) + " bytes for up to " + sizes.describe();
+            report(nvinfer1::ILogger::Severity::kVERBOSE, mNode.c_str(), message.c_str());
+        });
+        return size;
+    }
+
+    // Runtime
+
+    std::int32_t onShapeChange(PluginTensorDesc const* in, std::int32_t nbInputs, PluginTensorDesc const* out,
+        std::int32_t nbOutputs) noexcept override
+    {
+        return guarded(mNode, [&] {
+            checkCounts(mDefinition, nbInputs, nbOutputs);
+            bindAll(mDefinition, nbInputs + 1, [&](std::int32_t i) { return i < nbInputs ? in[i].dims : out[0].dims; });
+        });
+    }
+
+    std::int32_t enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc const*, void const* const* inputs,
+        void* const* outputs, void* workspace, cudaStream_t stream) noexcept override
+    {
+        return guarded(mNode, [&] {
+            Sizes const sizes
+                = bindAll(mDefinition, mDefinition.nbInputs, [&](std::int32_t i) { return inputDesc[i].dims; });
+            Type const type = inputDesc[0].type == DataType::kHALF ? Type::kFloat16 : Type::kBFloat16;
+            cudaError_t const status
+                = trt::enqueue(mDefinition, sizes, type, inputs, outputs[0], workspace, stream);
+            if (status != cudaSuccess)
+            {
+                throw Refusal(std::string{mDefinition.name} + " could not be launched: " + cudaGetErrorName(status)
+                    + " (" + cudaGetErrorString(status) + ") with " + sizes.describe());
+            }
+        });
+    }
+
+    nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext*) noexcept override
+    {
+        return clone();
+    }
+
+    nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override
+    {
+        return &mNoFields;
+    }
+
+private:
+    schema::Operator const& mDefinition;
+    std::string mNode;
+    nvinfer1::PluginFieldCollection mNoFields{}; ///< Sizes and types come with every call; there is nothing to keep.
+};
 
 } // namespace
 
-ExpertPlugin::ExpertPlugin(schema::Operator const& definition, std::string node)
-    : mDefinition{&definition}
-    , mNode{std::move(node)}
+nvinfer1::IPluginV3* makePlugin(schema::Operator const& definition, std::string node)
 {
-}
-
-nvinfer1::IPluginCapability* ExpertPlugin::getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept
-{
-    switch (type)
-    {
-    case nvinfer1::PluginCapabilityType::kCORE: return static_cast<nvinfer1::IPluginV3OneCore*>(this);
-    case nvinfer1::PluginCapabilityType::kBUILD: return static_cast<nvinfer1::IPluginV3OneBuild*>(this);
-    case nvinfer1::PluginCapabilityType::kRUNTIME: return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);
-    }
-    return nullptr;
-}
-
-IPluginV3* ExpertPlugin::clone() noexcept
-{
-    IPluginV3* copy{nullptr};
-    guarded(mNode, [&] { copy = new ExpertPlugin(definition(), mNode); });
-    return copy;
-}
-
-char const* ExpertPlugin::getPluginName() const noexcept
-{
-    return definition().name;
-}
-
-char const* ExpertPlugin::getPluginVersion() const noexcept
-{
-    return schema::kVersion;
-}
-
-char const* ExpertPlugin::getPluginNamespace() const noexcept
-{
-    return schema::kNamespace;
-}
-
-std::int32_t ExpertPlugin::getNbOutputs() const noexcept
-{
-    return 1;
-}
-
-std::int32_t ExpertPlugin::getOutputDataTypes(DataType* outputTypes, std::int32_t nbOutputs, DataType const* inputTypes,
-    std::int32_t nbInputs) const noexcept
-{
-    return guarded(mNode, [&] {
-        checkCounts(definition(), nbInputs, nbOutputs);
-        for (std::int32_t i = 0; i < nbInputs; ++i)
-        {
-            checkType(definition().inputs[i], inputTypes[i], inputTypes[0]);
-        }
-        outputTypes[0] = inputTypes[0];
-    });
-}
-
-std::int32_t ExpertPlugin::getOutputShapes(DimsExprs const* inputs, std::int32_t nbInputs, DimsExprs const*,
-    std::int32_t, DimsExprs* outputs, std::int32_t nbOutputs, nvinfer1::IExprBuilder& exprBuilder) noexcept
-{
-    return guarded(mNode, [&] {
-        checkCounts(definition(), nbInputs, nbOutputs);
-        Sizes const sizes = bindAll(definition(), nbInputs, [&](std::int32_t i) { return known(inputs[i]); });
-        schema::Tensor const& output = definition().output;
-        outputs[0].nbDims = output.rank;
-        for (std::int32_t i = 0; i < output.rank; ++i)
-        {
-            // Leading dimensions are those of the rows; the last is a weight's, and a weight has no unknown ones.
-            auto const dim = static_cast<schema::Dim>(output.shape[i].dim);
-            bool const leading = i < output.rank - 1;
-            outputs[0].d[i] = leading ? inputs[0].d[i] : exprBuilder.constant(sizes[dim]);
-        }
-    });
-}
-
-bool ExpertPlugin::supportsFormatCombination(std::int32_t pos, DynamicPluginTensorDesc const* inOut,
-    std::int32_t nbInputs, std::int32_t nbOutputs) noexcept
-{
-    // TensorRT tries combinations here, so that a "no" is no error and nothing is reported.
-    if (nbInputs != definition().nbInputs || nbOutputs != 1)
-    {
-        return false;
-    }
-    schema::Tensor const& tensor = pos < nbInputs ? definition().inputs[pos] : definition().output;
-    PluginTensorDesc const& desc = inOut[pos].desc;
-    return desc.format == nvinfer1::TensorFormat::kLINEAR && typeFits(tensor, desc.type, inOut[0].desc.type);
-}
-
-std::int32_t ExpertPlugin::configurePlugin(DynamicPluginTensorDesc const* in, std::int32_t nbInputs,
-    DynamicPluginTensorDesc const* out, std::int32_t nbOutputs) noexcept
-{
-    return guarded(mNode, [&] {
-        checkCounts(definition(), nbInputs, nbOutputs);
-        for (std::int32_t i = 0; i < nbInputs; ++i)
-        {
-            checkType(definition().inputs[i], in[i].desc.type, in[0].desc.type);
-        }
-        checkType(definition().output, out[0].desc.type, in[0].desc.type);
-        auto const tensor = [&](std::int32_t i) -> DynamicPluginTensorDesc const& {
-            return i < nbInputs ? in[i] : out[0];
-        };
-        bindAll(definition(), nbInputs + 1, [&](std::int32_t i) { return tensor(i).desc.dims; });
-        bindAll(definition(), nbInputs + 1, [&](std::int32_t i) { return tensor(i).max; });
-    });
-}
-
-std::size_t ExpertPlugin::getWorkspaceSize(DynamicPluginTensorDesc const* inputs, std::int32_t nbInputs,
-    DynamicPluginTensorDesc const*, std::int32_t nbOutputs) const noexcept
-{
-    std::size_t size{kImpossibleWorkspace};
-    guarded(mNode, [&] {
-        checkCounts(definition(), nbInputs, nbOutputs);
-        Sizes const sizes = bindAll(definition(), nbInputs, [&](std::int32_t i) { return inputs[i].max; });
-        size = workspaceSize(definition(), sizes);
-        std::string const message = "workspace of " + std::to_string(size) + " bytes for up to " + sizes.describe();
-        report(nvinfer1::ILogger::Severity::kVERBOSE, mNode.c_str(), message.c_str());
-    });
-    return size;
-}
-
-std::int32_t ExpertPlugin::onShapeChange(PluginTensorDesc const* in, std::int32_t nbInputs, PluginTensorDesc const* out,
-    std::int32_t nbOutputs) noexcept
-{
-    return guarded(mNode, [&] {
-        checkCounts(definition(), nbInputs, nbOutputs);
-        bindAll(definition(), nbInputs + 1, [&](std::int32_t i) { return i < nbInputs ? in[i].dims : out[0].dims; });
-    });
-}
-
-std::int32_t ExpertPlugin::enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc const*,
-    void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept
-{
-    return guarded(mNode, [&] {
-        Sizes const sizes
-            = bindAll(definition(), definition().nbInputs, [&](std::int32_t i) { return inputDesc[i].dims; });
-        cudaError_t const status = trt::enqueue(
-            definition(), sizes, coreType(inputDesc[0].type), inputs, outputs[0], workspace, stream);
-        if (status != cudaSuccess)
-        {
-            throw Refusal(std::string{definition().name} + " could not be launched: " + cudaGetErrorName(status) + " ("
-                + cudaGetErrorString(status) + ") with " + sizes.describe());
-        }
-    });
-}
-
-IPluginV3* ExpertPlugin::attachToContext(nvinfer1::IPluginResourceContext*) noexcept
-{
-    return clone();
-}
-
-nvinfer1::PluginFieldCollection const* ExpertPlugin::getFieldsToSerialize() noexcept
-{
-    return &mNoFields;
+    return new ExpertPlugin(definition, std::move(node));
 }
 
 } // namespace monoedge::trt
