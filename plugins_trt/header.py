@@ -1,12 +1,12 @@
 """The definition of the operators for C++: ``python -m plugins_trt.header`` writes ``plugins_trt/trt/schema.h``.
 
-The file is kept under version control, so that a device builds the plugin without Python; a test holds that it says
-what ``plugins_trt.schema`` says.
+The file is kept under version control, so that a device builds the plugin without Python. A test compares it with
+``plugins_trt.schema``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from plugins_trt.schema import DOMAIN, OPERATORS, PLUGIN_OPERATORS, VERSION, Operator, Tensor
@@ -28,14 +28,11 @@ namespace monoedge::schema
 inline constexpr char kNamespace[]{{"{namespace}"}};
 inline constexpr char kVersion[]{{"{version}"}};
 
-enum Dim : std::int32_t
-{{
-{dims}
-    kDims,
-}};
-
+enum Dim : std::int32_t {{ {dims}, kDims }};
 inline constexpr char const* kDimNames[kDims]{{{dim_names}}};
-{families}{inputs}
+
+// Inputs that all operators of a family have, first and in this order.
+{families}
 inline constexpr Operator kOperators[]{{
 {operators}
 }};
@@ -44,73 +41,47 @@ inline constexpr Operator kOperators[]{{
 """
 
 _FAMILY = """
-/// Inputs that all operators of the family have, first and in this order.
 namespace {name}
 {{
-
-enum Input : std::int32_t
-{{
-{inputs}
-}};
-
-}} // namespace {name}
-"""
-
-_INPUTS = """
-inline constexpr Tensor k{name}Inputs[]{{
-{tensors}
-}};
+enum Input : std::int32_t {{ {inputs} }};
+}}
 """
 
 
 def header() -> str:
-    """The text of ``schema.h``."""
-    dims = list(dict.fromkeys(dim for operator in PLUGIN_OPERATORS for _, dim in _extents(operator)))
+    """Returns the text of ``schema.h``."""
+    tensors = (tensor for operator in PLUGIN_OPERATORS for tensor in (*operator.inputs, *operator.outputs))
+    dims = list(dict.fromkeys(dim for tensor in tensors for _, dim in map(_extent, tensor.shape)))
     return _TEXT.format(
         namespace=DOMAIN,
         version=VERSION,
-        dims="\n".join(f"    {_constant(dim)}," for dim in dims),
+        dims=_constants(dims),
         dim_names=", ".join(f'"{dim}"' for dim in dims),
-        families="".join(_family(operator) for operator in OPERATORS),
-        inputs="".join(_inputs(operator) for operator in PLUGIN_OPERATORS),
-        operators="\n".join(_operator(operator) for operator in PLUGIN_OPERATORS),
+        families="".join(
+            _FAMILY.format(name=operator.name, inputs=_constants(tensor.name for tensor in operator.inputs))
+            for operator in OPERATORS
+        ),
+        operators="\n".join(map(_operator, PLUGIN_OPERATORS)),
     )
-
-
-def _family(operator: Operator) -> str:
-    return _FAMILY.format(
-        name=operator.name, inputs="\n".join(f"    {_constant(tensor.name)}," for tensor in operator.inputs)
-    )
-
-
-def _inputs(operator: Operator) -> str:
-    tensors = "\n".join(f"    {_tensor(tensor, operator)}," for tensor in operator.inputs)
-    return _INPUTS.format(name=operator.name, tensors=tensors)
 
 
 def _operator(operator: Operator) -> str:
     if len(operator.outputs) != 1:
         raise ValueError(f"{operator.name} has {len(operator.outputs)} outputs: the plugin is written for one")
-    return (
-        f'    {{"{operator.name}", Family::k{operator.family}, {len(operator.inputs)}, k{operator.name}Inputs,\n'
-        f"        {_tensor(operator.outputs[0], operator)}}},"
-    )
+    names = [tensor.name for tensor in operator.inputs]
+    inputs = ",\n         ".join(_tensor(tensor, names) for tensor in operator.inputs)
+    output = _tensor(operator.outputs[0], names)
+    return f'    {{"{operator.name}", Family::k{operator.family}, {output}, {len(names)},\n        {{{inputs}}}}},'
 
 
-def _tensor(tensor: Tensor, operator: Operator) -> str:
-    extents = ", ".join(f"{{{factor}, {_constant(dim)}}}" for factor, dim in map(_extent, tensor.shape))
-    names = [item.name for item in operator.inputs]
+def _tensor(tensor: Tensor, inputs: list[str]) -> str:
+    extents = ", ".join(f"{{{factor}, {_constants([dim])}}}" for factor, dim in map(_extent, tensor.shape))
     scales = "".join(
-        f", {names.index(name) if name in names else 'kNone'}"
+        f", {inputs.index(name) if name in inputs else 'kNone'}"
         for name in (f"{tensor.name}_scale", f"{tensor.name}_input_scale")
         if tensor.type == "int8"
     )
     return f'{{"{tensor.name}", {_KINDS[tensor.type]}, {len(tensor.shape)}, {{{extents}}}{scales}}}'
-
-
-def _extents(operator: Operator) -> Iterator[tuple[int, str]]:
-    for tensor in (*operator.inputs, *operator.outputs):
-        yield from map(_extent, tensor.shape)
 
 
 def _extent(text: str) -> tuple[int, str]:
@@ -119,9 +90,9 @@ def _extent(text: str) -> tuple[int, str]:
     return int(factor or 1), dim
 
 
-def _constant(name: str) -> str:
-    """``text_gate_up`` → ``kTextGateUp``."""
-    return "k" + "".join(part.capitalize() for part in name.split("_"))
+def _constants(names: Iterable[str]) -> str:
+    """``text_gate_up``, ``in`` → ``kTextGateUp, kIn``."""
+    return ", ".join("k" + "".join(part.capitalize() for part in name.split("_")) for name in names)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ struct Extent
 };
 
 inline constexpr std::int32_t kMaxRank{3};
+inline constexpr std::int32_t kMaxInputs{14};
 inline constexpr std::int32_t kNone{-1};
 
 struct Tensor
@@ -47,9 +48,9 @@ struct Operator
 {
     char const* name;
     Family family;
-    std::int32_t nbInputs;
-    Tensor const* inputs;
     Tensor output;
+    std::int32_t nbInputs;
+    Tensor inputs[kMaxInputs];
 };
 
 } // namespace monoedge::schema
