@@ -4,6 +4,9 @@
 
 #include "launch.cuh"
 
+#include <algorithm>
+#include <initializer_list>
+
 namespace monoedge
 {
 
@@ -94,47 +97,20 @@ struct Operator
     Workspace layout;
     Path path;
 
-    /// `fast`: whether sizes and matrices suit the fast paths. No product of the size `inter`: 0.
-    template <typename Params>
-    Operator(Params const& params, std::int64_t in_, std::int64_t inter, bool fast)
-        : rows{params.rows}
-        , in{in_}
-        , hiddenStates{params.hiddenStates}
-        , visualMask{params.visualMask}
-        , workspace{static_cast<char*>(params.workspace)}
-        , layout{params.rows, in_, inter}
-    {
-        bool const isFastEverywhere
-            = fast && isAligned(params.hiddenStates, kAlignment) && isAligned(params.output, kAlignment);
-        path = !isFastEverywhere ? Path::kGeneric : rows <= DecodeTile::kMaxRows ? Path::kDecode : Path::kPrefill;
-    }
-
     /// A step without its experts.
     Step step(std::int64_t stepIn, std::int64_t out) const
     {
-        Step step{};
-        step.rows = static_cast<std::int32_t>(rows);
-        step.in = static_cast<std::int32_t>(stepIn);
-        step.out = static_cast<std::int32_t>(out);
-        step.visualMask = visualMask;
-        step.routing.counts = reinterpret_cast<std::int32_t*>(workspace);
-        step.routing.rows = reinterpret_cast<std::int32_t*>(workspace + layout.routingRows);
-        step.routing.capacity = step.rows;
-        return step;
+        auto const count = static_cast<std::int32_t>(rows);
+        Routing const routing{reinterpret_cast<std::int32_t*>(workspace),
+            reinterpret_cast<std::int32_t*>(workspace + layout.routingRows), count};
+        return {count, static_cast<std::int32_t>(stepIn), static_cast<std::int32_t>(out), visualMask, routing, {}};
     }
 
     static StepExpert expert(Weight const& weight, Rows input, void* output, std::int64_t outputStride)
     {
-        StepExpert expert{};
-        expert.format = formatOf(weight);
-        expert.input = static_cast<char const*>(input.data);
-        expert.inputStride = input.stride;
-        expert.weight = static_cast<char const*>(weight.data);
-        expert.scale = weight.scale;
-        expert.inputScale = weight.inputScale;
-        expert.output = static_cast<char*>(output);
-        expert.outputStride = outputStride;
-        return expert;
+        return {formatOf(weight), static_cast<char const*>(input.data), input.stride,
+            static_cast<char const*>(weight.data), weight.scale, weight.inputScale, static_cast<char*>(output),
+            outputStride, nullptr};
     }
 
     /// Where an expert of this format finds the hidden states.
@@ -159,25 +135,9 @@ struct Operator
     }
 };
 
-/// What every operator's parameters must fulfil; sizes are checked before.
-template <typename Params>
-bool arePointersValid(Params const& params, std::size_t workspaceSize)
-{
-    return params.hiddenStates != nullptr && params.visualMask != nullptr && params.output != nullptr
-        && params.workspace != nullptr && params.workspaceSize >= workspaceSize && isAligned(params.hiddenStates, 2)
-        && isAligned(params.output, 2) && isAligned(params.workspace, kAlignment);
-}
-
-bool isType(Type type)
-{
-    return type == Type::kFloat16 || type == Type::kBFloat16;
-}
-
 template <typename T>
-cudaError_t enqueue(ExpertLinearParams const& params, cudaStream_t stream)
+cudaError_t enqueue(Operator const& op, ExpertLinearParams const& params, cudaStream_t stream)
 {
-    bool const fast = isFast(params.text, params.in) && isFast(params.visual, params.in) && params.out % 8 == 0;
-    Operator const op{params, params.in, 0, fast};
     Step step = op.step(params.in, params.out);
     step.experts[0] = Operator::expert(params.text, op.inputFor(params.text), params.output, 2 * params.out);
     step.experts[1] = Operator::expert(params.visual, op.inputFor(params.visual), params.output, 2 * params.out);
@@ -186,35 +146,62 @@ cudaError_t enqueue(ExpertLinearParams const& params, cudaStream_t stream)
 }
 
 template <typename T>
-cudaError_t enqueue(FusedMoeParams const& params, cudaStream_t stream)
+cudaError_t enqueue(Operator const& op, FusedMoeParams const& params, cudaStream_t stream)
 {
-    std::int64_t const hidden = params.hidden;
-    std::int64_t const inter = params.inter;
-    bool const fast = isFast(params.textGateUp, hidden) && isFast(params.visualGateUp, hidden)
-        && isFast(params.textDown, inter) && isFast(params.visualDown, inter) && hidden % 8 == 0 && inter % 8 == 0;
-    Operator const op{params, hidden, inter, fast};
     char* const product = op.workspace + op.layout.product;
-    Step gateUp = op.step(hidden, inter);
-    Step down = op.step(inter, hidden);
+    Step gateUp = op.step(params.hidden, params.inter);
+    Step down = op.step(params.inter, params.hidden);
     Weight const* const weights[kExperts][2]{
         {&params.textGateUp, &params.textDown}, {&params.visualGateUp, &params.visualDown}};
     for (int i = 0; i < kExperts; ++i)
     {
-        Weight const& first = *weights[i][0];
-        Weight const& second = *weights[i][1];
-        gateUp.experts[i] = Operator::expert(first, op.inputFor(first), product, 2 * inter);
-        gateUp.experts[i].outputScale = second.inputScale;
-        down.experts[i] = Operator::expert(second, Rows{product, 2 * inter}, params.output, 2 * hidden);
+        auto const& [first, second] = weights[i];
+        gateUp.experts[i] = Operator::expert(*first, op.inputFor(*first), product, 2 * params.inter);
+        gateUp.experts[i].outputScale = second->inputScale;
+        down.experts[i] = Operator::expert(*second, Rows{product, 2 * params.inter}, params.output, 2 * params.hidden);
     }
     MONOEDGE_CHECK(op.prepare<T>(gateUp, params.textGateUp, params.visualGateUp, stream));
     MONOEDGE_CHECK((launchStep<T, true>(gateUp, op.path, stream)));
     return launchStep<T, false>(down, op.path, stream);
 }
 
-template <typename Params>
-cudaError_t enqueueAs(Params const& params, cudaStream_t stream)
+/// A matrix, and how many places are summed in a product with it.
+struct Matrix
 {
-    return params.type == Type::kFloat16 ? enqueue<Float16>(params, stream) : enqueue<BFloat16>(params, stream);
+    Weight const& weight;
+    std::int64_t in;
+};
+
+/// Checks what the caller gives, and enqueues. `inter` is the size of the product, 0 where there is none.
+template <typename Params>
+cudaError_t enqueueChecked(Params const& params, std::int64_t in, std::int64_t out, std::int64_t inter,
+    std::initializer_list<Matrix> matrices, cudaStream_t stream)
+{
+    bool const isType = params.type == Type::kFloat16 || params.type == Type::kBFloat16;
+    if (!isType || !isSize(in) || !isSize(out) || params.rows < 0 || params.rows > kMostOfASize)
+    {
+        return cudaErrorInvalidValue;
+    }
+    if (params.rows == 0)
+    {
+        return cudaSuccess;
+    }
+    Workspace const layout{params.rows, in, inter};
+    auto const all = [&](auto&& holds) { return std::all_of(matrices.begin(), matrices.end(), holds); };
+    if (params.hiddenStates == nullptr || params.visualMask == nullptr || params.output == nullptr
+        || params.workspace == nullptr || params.workspaceSize < layout.size || !isAligned(params.hiddenStates, 2)
+        || !isAligned(params.output, 2) || !isAligned(params.workspace, kAlignment)
+        || !all([](Matrix const& matrix) { return isWeight(matrix.weight, matrix.in); }))
+    {
+        return cudaErrorInvalidValue;
+    }
+    bool const fast = in % 8 == 0 && out % 8 == 0 && isAligned(params.hiddenStates, kAlignment)
+        && isAligned(params.output, kAlignment)
+        && all([](Matrix const& matrix) { return isFast(matrix.weight, matrix.in); });
+    Path const path = !fast ? Path::kGeneric : params.rows <= DecodeTile::kMaxRows ? Path::kDecode : Path::kPrefill;
+    Operator const op{params.rows, in, params.hiddenStates, params.visualMask, static_cast<char*>(params.workspace),
+        layout, path};
+    return params.type == Type::kFloat16 ? enqueue<Float16>(op, params, stream) : enqueue<BFloat16>(op, params, stream);
 }
 
 } // namespace
@@ -231,41 +218,16 @@ std::size_t fusedMoeWorkspace(std::int64_t rows, std::int64_t hidden, std::int64
 
 cudaError_t expertLinear(ExpertLinearParams const& params, cudaStream_t stream)
 {
-    if (!isType(params.type) || !isSize(params.in) || !isSize(params.out) || params.rows < 0
-        || params.rows > kMostOfASize)
-    {
-        return cudaErrorInvalidValue;
-    }
-    if (params.rows == 0)
-    {
-        return cudaSuccess;
-    }
-    if (!arePointersValid(params, expertLinearWorkspace(params.rows, params.in, params.out))
-        || !isWeight(params.text, params.in) || !isWeight(params.visual, params.in))
-    {
-        return cudaErrorInvalidValue;
-    }
-    return enqueueAs(params, stream);
+    return enqueueChecked(
+        params, params.in, params.out, 0, {{params.text, params.in}, {params.visual, params.in}}, stream);
 }
 
 cudaError_t fusedMoe(FusedMoeParams const& params, cudaStream_t stream)
 {
-    if (!isType(params.type) || !isSize(params.hidden) || !isSize(params.inter) || params.rows < 0
-        || params.rows > kMostOfASize)
-    {
-        return cudaErrorInvalidValue;
-    }
-    if (params.rows == 0)
-    {
-        return cudaSuccess;
-    }
-    if (!arePointersValid(params, fusedMoeWorkspace(params.rows, params.hidden, params.inter))
-        || !isWeight(params.textGateUp, params.hidden) || !isWeight(params.visualGateUp, params.hidden)
-        || !isWeight(params.textDown, params.inter) || !isWeight(params.visualDown, params.inter))
-    {
-        return cudaErrorInvalidValue;
-    }
-    return enqueueAs(params, stream);
+    return enqueueChecked(params, params.hidden, params.inter, params.inter,
+        {{params.textGateUp, params.hidden}, {params.visualGateUp, params.hidden}, {params.textDown, params.inter},
+            {params.visualDown, params.inter}},
+        stream);
 }
 
 } // namespace monoedge
