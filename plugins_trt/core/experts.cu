@@ -3,6 +3,7 @@
 #include "experts.h"
 
 #include "launch.cuh"
+#include "routing.cuh"
 
 #include <algorithm>
 #include <initializer_list>
@@ -126,12 +127,16 @@ struct Operator
     {
         if (path != Path::kDecode)
         {
-            MONOEDGE_CHECK(launchRoute(first, stream));
+            MONOEDGE_CHECK(
+                launch(routeKernel, dim3(1), kRouteThreads, 0, stream, visualMask, first.rows, first.routing));
+        }
+        if (text.inputScale == nullptr && visual.inputScale == nullptr)
+        {
+            return cudaSuccess;
         }
         QuantizeRows const params{hiddenStates, reinterpret_cast<std::int8_t*>(workspace + layout.quantizedInput),
             visualMask, {text.inputScale, visual.inputScale}, first.in};
-        bool const isNeeded = text.inputScale != nullptr || visual.inputScale != nullptr;
-        return isNeeded ? launchQuantize<T>(params, first.rows, stream) : cudaSuccess;
+        return launch(quantizeKernel<T>, dim3(static_cast<unsigned>(rows)), kQuantizeThreads, 0, stream, params);
     }
 };
 

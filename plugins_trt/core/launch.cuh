@@ -6,7 +6,6 @@
 #include "enqueue.cuh"
 #include "generic.cuh"
 #include "prefill.cuh"
-#include "routing.cuh"
 
 #include <cuda_runtime.h>
 
@@ -22,13 +21,6 @@ enum class Path
     kPrefill,
     kGeneric,
 };
-
-inline cudaError_t multiprocessors(int& count)
-{
-    int device = 0;
-    MONOEDGE_CHECK(cudaGetDevice(&device));
-    return cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-}
 
 inline dim3 gridOf(std::int64_t tiles, int most)
 {
@@ -61,8 +53,10 @@ cudaError_t launchStep(Step const& step, Path path, cudaStream_t stream)
     {
         return launchDecode<T, kGated>(step, stream);
     }
+    int device = 0;
     int processors = 0;
-    MONOEDGE_CHECK(multiprocessors(processors));
+    MONOEDGE_CHECK(cudaGetDevice(&device));
+    MONOEDGE_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
     if (path == Path::kGeneric)
     {
         constexpr int kBlocksOfProcessor{4};
@@ -79,17 +73,6 @@ cudaError_t launchStep(Step const& step, Path path, cudaStream_t stream)
     }
     // Too few large tiles for the device. Two small ones fit into a processor's shared memory everywhere.
     return launchPrefill<T, kGated, SmallTile>(step, tilesOf(SmallTile{}), 2 * processors, stream);
-}
-
-inline cudaError_t launchRoute(Step const& step, cudaStream_t stream)
-{
-    return launch(routeKernel, dim3(1), kRouteThreads, 0, stream, step.visualMask, step.rows, step.routing);
-}
-
-template <typename T>
-cudaError_t launchQuantize(QuantizeRows const& params, std::int32_t rows, cudaStream_t stream)
-{
-    return launch(quantizeKernel<T>, dim3(static_cast<unsigned>(rows)), kQuantizeThreads, 0, stream, params);
 }
 
 } // namespace monoedge

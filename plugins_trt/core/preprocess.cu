@@ -106,8 +106,9 @@ cudaError_t launchTiles(ResizeParams const& params, ResizePass const& pass, cuda
 
 } // namespace
 
-cudaError_t resizeToTiles(ResizeParams const& params, cudaStream_t stream)
+int monoedgeResizeToTiles(ResizeParams const* given, cudaStream_t stream)
 {
+    ResizeParams const& params = *given;
     std::int64_t const width = static_cast<std::int64_t>(params.columns) * params.tileSize;
     std::int64_t const height = static_cast<std::int64_t>(params.rows) * params.tileSize;
     if (!isSide(params.tileSize) || !isSide(params.columns) || !isSide(params.rows) || !isSide(width)
@@ -135,8 +136,3 @@ cudaError_t resizeToTiles(ResizeParams const& params, cudaStream_t stream)
 }
 
 } // namespace monoedge
-
-int monoedgeResizeToTiles(monoedge::ResizeParams const* params, cudaStream_t stream)
-{
-    return monoedge::resizeToTiles(*params, stream);
-}

@@ -1,8 +1,8 @@
 // A picture in device memory to the tiles that the vision network reads, with the bits of Pillow's bicubic filter.
 //
 // Pillow resizes 8-bit pictures in fixed point: in one direction, rounded to 8 bits, then in the other, rounded again.
-// Whoever calls makes the weights and knows the order (runtime/images/resampling.py), so that nothing is computed in floating
-// point here.
+// The caller makes the weights and knows the order (runtime/images/resampling.py), so nothing here is computed in
+// floating point.
 
 #pragma once
 
@@ -14,7 +14,7 @@
 namespace monoedge
 {
 
-/// The weights of one direction: place i of the result is made of `count[i]` places of the source from `first[i]` on.
+/// The weights of one direction. Place i of the result is made from `count[i]` places of the source, `first[i]` on.
 struct ResizeFilter
 {
     std::int32_t const* first;   ///< [places]
@@ -45,11 +45,9 @@ struct ResizeParams
     std::size_t workspaceSize; ///< at least 3 times the pixels of the picture that is resized in the first direction
 };
 
-/// Enqueues it. Returns cudaErrorInvalidValue for sizes or a workspace that cannot be, else what the launches said.
-cudaError_t resizeToTiles(ResizeParams const& params, cudaStream_t stream);
+/// Enqueues it; found by name in the loaded library. Returns a cudaError_t: cudaErrorInvalidValue for sizes or a
+/// workspace that cannot be, else the status of the launches.
+extern "C" __attribute__((visibility("default"))) int monoedgeResizeToTiles(
+    ResizeParams const* params, cudaStream_t stream);
 
 } // namespace monoedge
-
-/// The same, for callers that load the library by name.
-extern "C" __attribute__((visibility("default"))) int monoedgeResizeToTiles(
-    monoedge::ResizeParams const* params, cudaStream_t stream);

@@ -74,32 +74,19 @@ __device__ inline void waitCopies()
 // of b. a0, a1 and b0 hold the same places of the summed dimension, and so do a2, a3 and b1. Sums c0 and c1 are of row
 // `group`, columns 2 · quad and 2 · quad + 1; c2 and c3 of row `group + 8`.
 
-__device__ inline void mmaHalf(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2, std::uint32_t a3,
-    std::uint32_t b0, std::uint32_t b1)
-{
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
+#define MONOEDGE_MMA(name, Sum, constraint, instruction)                                                               \
+    __device__ inline void name(Sum(&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2, std::uint32_t a3,    \
+        std::uint32_t b0, std::uint32_t b1)                                                                            \
+    {                                                                                                                  \
+        asm("mma.sync.aligned." instruction " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"         \
+            : constraint(c[0]), constraint(c[1]), constraint(c[2]), constraint(c[3])                                   \
+            : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));                                                   \
+    }
 
-__device__ inline void mmaBFloat16(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
-    std::uint32_t a3, std::uint32_t b0, std::uint32_t b1)
-{
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-__device__ inline void mmaInt8(std::int32_t (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
-    std::uint32_t a3, std::uint32_t b0, std::uint32_t b1)
-{
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
+MONOEDGE_MMA(mmaHalf, float, "+f", "m16n8k16.row.col.f32.f16.f16.f32")
+MONOEDGE_MMA(mmaBFloat16, float, "+f", "m16n8k16.row.col.f32.bf16.bf16.f32")
+MONOEDGE_MMA(mmaInt8, std::int32_t, "+r", "m16n8k32.row.col.s32.s8.s8.s32")
+#undef MONOEDGE_MMA
 
 } // namespace monoedge::ptx
 
