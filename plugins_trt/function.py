@@ -1,15 +1,15 @@
 """The operators' bodies in standard ONNX operators, as model-local functions.
 
-A model that carries these functions runs on any ONNX runtime with no custom code. They are the specification of
-the operators, their CPU implementation and the oracle of the kernel tests at once.
+A model that carries these functions runs on any ONNX runtime without custom code. They are the specification of the
+operators, their CPU implementation and what the kernel tests compare with.
 
-Both bodies route the same way: the indices of each expert's rows, those rows gathered, the expert applied to them,
-and the results scattered back. An expert without rows multiplies matrices of zero rows, which costs nothing.
-``Gemm`` with ``transB`` takes the weights as they lie; a ``Transpose`` in front of ``MatMul`` would be folded into
-a second copy of every weight by ONNX Runtime.
+All bodies route in the same way: find the indices of each expert's rows, gather those rows, apply the expert to them,
+scatter the results back. An expert without rows multiplies matrices of zero rows, which costs nothing. ``Gemm`` with
+``transB`` takes the weights as they are stored; ONNX Runtime would fold a ``Transpose`` in front of ``MatMul`` into a
+second copy of every weight.
 
-INT8 matrices are stated in ``QuantizeLinear`` and ``DequantizeLinear``, and sums over them in float32, which is what
-the kernels make of them: what they round in between is what these bodies cast, and nothing else.
+INT8 matrices are written as ``QuantizeLinear`` and ``DequantizeLinear``, with sums in float32. The kernels compute the
+same, and round only where these bodies cast.
 """
 
 from __future__ import annotations
@@ -39,14 +39,24 @@ CPU_DOMAIN = "com.microsoft"
 """Domain of ``MatMulNBits``, at version 1."""
 
 ACCURACY_LEVEL = 4
-"""Lets ``MatMulNBits`` make each block of the activations INT8 as it comes. With float32 activations one row takes
-170 times as long (2 cores with AVX-512 VNNI, one matrix [16384, 2048] in blocks of 128)."""
+"""Lets ``MatMulNBits`` turn each block of activations into INT8. With float32 activations one row takes 170 times as
+long (2 cores with AVX-512 VNNI, one matrix [16384, 2048] in blocks of 128)."""
 
-_GATHER = """
-    minus_one = Constant <value = int64[1] {-1}> ()
+# All leading dimensions become one, and come back: Gemm takes two dimensions.
+_FLATTEN = """
+    minus_one = Constant <value = int64[1] {{-1}}> ()
     width = Shape <start = -1> (hidden_states)
     rows_shape = Concat <axis = 0> (minus_one, width)
-    rows = Reshape (hidden_states, rows_shape)
+    {rows} = Reshape (hidden_states, rows_shape)
+"""
+_UNFLATTEN = """
+    leading = Shape <end = -1> (hidden_states)
+    output_width = Shape <start = -1> ({results})
+    output_shape = Concat <axis = 0> (leading, output_width)
+    output = Reshape <allowzero = 1> ({rows}, output_shape)
+"""
+
+_GATHER = """
     is_visual = Reshape (visual_mask, minus_one)
     is_text = Not (is_visual)
     text_index_t = NonZero (is_text)
@@ -62,28 +72,7 @@ _SCATTER = """
     results = Concat <axis = 0> ({results})
     order = Concat <axis = 0> (text_index, visual_index)
     output_rows = ScatterND (results, order, results)
-    leading = Shape <end = -1> (hidden_states)
-    output_width = Shape <start = -1> (results)
-    output_shape = Concat <axis = 0> (leading, output_width)
-    output = Reshape <allowzero = 1> (output_rows, output_shape)
 """
-
-# Where all rows belong to one expert. Gemm takes two dimensions; MatMulNBits takes them all.
-_BY_ROWS = (
-    """
-    minus_one = Constant <value = int64[1] {{-1}}> ()
-    width = Shape <start = -1> (hidden_states)
-    rows_shape = Concat <axis = 0> (minus_one, width)
-    {e}_rows = Reshape (hidden_states, rows_shape)
-""",
-    """
-    leading = Shape <end = -1> (hidden_states)
-    output_width = Shape <start = -1> ({y})
-    output_shape = Concat <axis = 0> (leading, output_width)
-    output = Reshape <allowzero = 1> ({y}, output_shape)
-""",
-)
-_WHOLE = ("{e}_rows = Identity (hidden_states)", "output = Identity ({y})")
 
 _SWIGLU = """
     {e}_gate, {e}_up = Split <axis = -1, num_outputs = 2> ({e}_projected)
@@ -92,7 +81,7 @@ _SWIGLU = """
     {e}_product = Mul ({e}_silu, {e}_up)
 """
 
-# What an expert does to its rows: a product with a matrix, as (rows, matrix, result), and what stands between two.
+# What an expert does to its rows: products, each as (rows, matrix, result), and the nodes between them.
 _EXPERT: dict[str, tuple[tuple[str, str, str] | str, ...]] = {
     FUSED_MOE.name: (("rows", "gate_up", "projected"), _SWIGLU, ("product", "down", "result")),
     EXPERT_LINEAR.name: (("rows", "weight", "result"),),
@@ -103,7 +92,7 @@ _INT8_PRODUCT = """
     {e}_{y} = Gemm <transB = 1> ({e}_{x}_values, {e}_{w}_values)
 """
 
-# One such product by the matrix's format. Behind an INT8 matrix follows float32: it is rounded where it is used.
+# One such product, by the format of its matrix. That of an INT8 matrix is float32, and is rounded where it is used.
 _PRODUCT = {
     FLOAT: """
     {e}_{y} = Gemm <transB = 1> ({e}_{x}, {e}_{w})
@@ -126,13 +115,9 @@ _PRODUCT = {
 """,
 }
 
-_ROUNDED_RESULT = """
-    {e}_rounded = CastLike ({e}_result, hidden_states)
-"""
-
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """The opset of a graph's standard operators."""
+    """Returns the opset of a graph's standard operators."""
     version: int = next(entry.version for entry in model.opset_import if not entry.domain)
     return version
 
@@ -146,21 +131,23 @@ def _expert_body(expert: str, family: str, kind: str) -> tuple[str, str]:
         for step in _EXPERT[family]
     )
     if kind in (W8A16, W8A8):
-        return steps + _ROUNDED_RESULT.format(e=expert), f"{expert}_rounded"
+        return f"{steps} {expert}_rounded = CastLike ({expert}_result, hidden_states)", f"{expert}_rounded"
     return steps, f"{expert}_result"
 
 
 def body(operator: Operator, opset: int = OPSET) -> onnx.FunctionProto:
-    """The function body of an operator for every type that T may be.
+    """Returns the function body of an operator, for every type that T may be.
 
     Args:
         operator: any of ``plugins_trt.schema``.
-        opset: of the graph that it goes into; the bodies are the same from 20 on.
+        opset: the opset of the graph that it goes into; the bodies are the same from 20 on.
     """
     experts, results = zip(
         *(_expert_body(expert, operator.family, operator.format_of(expert)) for expert in EXPERTS), strict=True
     )
-    return _function(operator, _GATHER + "".join(experts) + _SCATTER.format(results=", ".join(results)), opset)
+    before = _FLATTEN.format(rows="rows") + _GATHER
+    after = _SCATTER.format(results=", ".join(results)) + _UNFLATTEN.format(results="results", rows="output_rows")
+    return _function(operator, before + "".join(experts) + after, opset)
 
 
 def _function(operator: Operator, nodes: str, opset: int) -> onnx.FunctionProto:
@@ -176,13 +163,13 @@ def _function(operator: Operator, nodes: str, opset: int) -> onnx.FunctionProto:
 
 
 def bodies(names: Iterable[str], opset: int = OPSET) -> list[onnx.FunctionProto]:
-    """The function bodies of the operators of these names, in the order of the schema; other names are left out."""
+    """Returns the function bodies of the named operators, in the order of the schema; leaves out other names."""
     wanted = set(names)
     return [body(operator, opset) for operator in ALL_OPERATORS if operator.name in wanted]
 
 
 def one_expert(operator: Operator, expert: str, opset: int = OPSET) -> onnx.FunctionProto:
-    """What the body comes to where all rows belong to one expert: its matrices alone, and no routing.
+    """Returns the body for a graph where all rows belong to one expert: its matrices alone, and no routing.
 
     Args:
         operator: any of ``plugins_trt.schema``.
@@ -191,5 +178,8 @@ def one_expert(operator: Operator, expert: str, opset: int = OPSET) -> onnx.Func
     """
     kind = operator.format_of(expert)
     steps, result = _expert_body(expert, operator.family, kind)
-    rows, output = _WHOLE if kind == NBITS else _BY_ROWS
-    return _function(operator, rows.format(e=expert) + steps + output.format(y=result), opset)
+    if kind == NBITS:  # MatMulNBits takes all dimensions.
+        before, after = f"{expert}_rows = Identity (hidden_states)", f"output = Identity ({result})"
+    else:
+        before, after = _FLATTEN.format(rows=f"{expert}_rows"), _UNFLATTEN.format(results=result, rows=result)
+    return _function(operator, before + steps + after, opset)

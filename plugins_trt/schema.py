@@ -1,15 +1,14 @@
 """The definition of monoedge's operators: names, domain, version, inputs, outputs and attributes, as plain data.
 
 Everything else follows this file: the PyTorch operators (``export.model.fused_moe``), the ONNX nodes, the function
-bodies (``plugins_trt.function``) and the TensorRT plugin. It imports nothing, so that anybody may import it.
+bodies (``plugins_trt.function``) and the TensorRT plugin. It imports nothing, so every other module may import it.
 
-Shapes are given in named dimensions; a name that appears twice is the same number. Weights lie as PyTorch stores
-a Linear, ``[out, in]``, one layout for every chip.
+Shapes are given in named dimensions; a name that appears twice is the same number. Weights are stored as PyTorch stores
+a Linear, ``[out, in]``, in one layout for every chip.
 
-``FusedMoE`` and ``ExpertLinear`` are written out; their quantized forms follow from them by rule (``quantized``) and
-have names of their own, such as ``FusedMoETextW8A16``. ONNX would let one name carry several bodies by a node's
-``overload``, but its reference evaluator takes any of them (seen with onnx 1.23), and TensorRT does not tell a
-plugin which. Which readers know which forms follows from the names too.
+``FusedMoE`` and ``ExpertLinear`` are written out. Their quantized forms follow from them by a rule (``quantized``) and
+have names of their own, such as ``FusedMoETextW8A16``. ONNX has ``overload`` for several bodies of one name, but its
+reference evaluator takes any of them (seen with onnx 1.23), and TensorRT does not tell a plugin which one is meant.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from dataclasses import dataclass, replace
 
 DOMAIN = "monoedge"
 VERSION = 1
-"""Opset version of the domain. Raised whenever a node of the old version would compute something else."""
+"""Opset version of the domain. It rises whenever a node of the old version would compute something else."""
 
 FLOAT_TYPES = ("float32", "bfloat16", "float16")
 """What the type variable T may be: the same for activations and weights of one node."""
@@ -28,8 +27,7 @@ FLOAT_TYPES = ("float32", "bfloat16", "float16")
 class Tensor:
     """One input or output: its name, element type and named dimensions.
 
-    The type is ``"T"``, the node's one floating-point type, or by name ``"bool"``, ``"int8"``, ``"uint8"`` or
-    ``"float32"``.
+    The type is ``"T"``, the node's one floating-point type, or ``"bool"``, ``"int8"``, ``"uint8"`` or ``"float32"``.
     """
 
     name: str
@@ -44,8 +42,9 @@ W8A8 = "w8a8"
 NBITS = "nbits"
 """Formats of an expert's matrices.
 
-``float``: of type T. ``w8a16``: INT8 with one scale a row. ``w8a8``: the same, and the activations in front are INT8
-with one scale too. ``nbits``: blocks of unsigned integers of few bits, as ONNX Runtime's ``MatMulNBits`` takes them.
+``float``: of type T. ``w8a16``: INT8 with one scale for each row. ``w8a8``: the same, and the activations that it is
+multiplied with are INT8 with one scale. ``nbits``: blocks of unsigned integers of few bits, as ONNX Runtime's
+``MatMulNBits`` takes them.
 """
 
 EXPERTS = ("text", "visual")
@@ -53,7 +52,7 @@ EXPERTS = ("text", "visual")
 
 @dataclass(frozen=True)
 class Operator:
-    """One operator of the domain, its tensors in the order in which a node lists them.
+    """One operator of the domain, with its tensors in the order in which a node lists them.
 
     Attributes:
         family: the operator that this is a form of; its own name where nothing is quantized.
@@ -70,20 +69,20 @@ class Operator:
     visual: str = FLOAT
 
     def format_of(self, expert: str) -> str:
-        """Format of the matrices of ``"text"`` or ``"visual"``."""
+        """Returns the format of the matrices of ``"text"`` or ``"visual"``."""
         return {"text": self.text, "visual": self.visual}[expert]
 
     @property
     def has_plugin(self) -> bool:
-        """Whether TensorRT has a plugin for it; the ``nbits`` forms are for ONNX Runtime alone."""
+        """Whether TensorRT has a plugin for it; the ``nbits`` forms are for ONNX Runtime only."""
         return NBITS not in (self.text, self.visual)
 
     @property
     def attributes(self) -> dict[str, str]:
-        """Attributes that every node carries, and the same in all.
+        """Attributes that every node carries, with the same values in all.
 
-        TensorRT's ONNX parser finds the plugin by them: where a node has a function body too, some versions take
-        the body unless ``plugin_namespace`` is there (seen with TensorRT for RTX 1.7.1).
+        TensorRT's ONNX parser finds the plugin by them. Without ``plugin_namespace`` some versions take the function
+        body of a node that has one too (seen with TensorRT for RTX 1.7.1).
         """
         return {"plugin_version": str(VERSION), "plugin_namespace": DOMAIN} if self.has_plugin else {}
 
@@ -93,12 +92,9 @@ class Operator:
 
         Rows and columns of each matrix as ``gate_up_rows``, ``gate_up_columns``, then ``bits`` and ``block_size``.
         """
-        if self.has_plugin:
-            return ()
-        return (*(f"{name}_{size}" for name in MATRICES[self.family] for size in ("rows", "columns")), *NBITS_SIZES)
+        sizes = (f"{name}_{size}" for name in MATRICES[self.family] for size in ("rows", "columns"))
+        return () if self.has_plugin else (*sizes, "bits", "block_size")
 
-
-NBITS_SIZES = ("bits", "block_size")
 
 _HIDDEN_STATES = Tensor("hidden_states", "T", ("batch", "sequence", "in"), "one row a token")
 _VISUAL_MASK = Tensor(
@@ -141,20 +137,20 @@ EXPERT_LINEAR = Operator(
 )
 
 OPERATORS = (FUSED_MOE, EXPERT_LINEAR)
-"""What a checkpoint is exported to: nothing quantized."""
+"""The operators that a checkpoint is exported to. Nothing is quantized."""
 
 MATRICES = {FUSED_MOE.name: ("gate_up", "down"), EXPERT_LINEAR.name: ("weight",)}
 """The matrices that each expert of a family has."""
 
 
 def quantized(operator: Operator, text: str, visual: str = FLOAT) -> Operator:
-    """The form of ``FUSED_MOE`` or ``EXPERT_LINEAR`` with its experts' matrices in these formats.
+    """Returns the form of ``FUSED_MOE`` or ``EXPERT_LINEAR`` with its experts' matrices in these formats.
 
-    The family's inputs come first, in their order. Behind them, for each matrix that is not ``float``: its scales
-    ``…_scale``, and with ``w8a8`` the scale of the activations in front of it, ``…_input_scale``.
+    The family's inputs come first, in their order. For each matrix that is not ``float``, its scales ``…_scale``
+    follow, and with ``w8a8`` the scale of the activations that it is multiplied with, ``…_input_scale``.
 
     Args:
-        operator: which family.
+        operator: the family.
         text: ``w8a16``, ``w8a8`` or ``nbits``.
         visual: the same, or ``float``.
     """
@@ -162,18 +158,17 @@ def quantized(operator: Operator, text: str, visual: str = FLOAT) -> Operator:
     for tensor in operator.inputs:
         expert, _, matrix = tensor.name.partition("_")
         kind = {"text": text, "visual": visual}[expert] if matrix in MATRICES[operator.family] else FLOAT
+        rows, columns = tensor.shape[-2:]
         if kind == FLOAT:
             inputs.append(tensor)
-            continue
-        rows, columns = tensor.shape
-        if kind == NBITS:
+        elif kind == NBITS:
             blocks = f"blocks_of_{columns}"
             packed = f"{tensor.description}; each row in blocks, half the range stands for 0"
             inputs.append(Tensor(tensor.name, "uint8", (rows, blocks, "bytes_of_block"), packed))
             scales.append(Tensor(f"{tensor.name}_scale", "T", (rows, blocks), "one step of each block"))
-            continue
-        inputs.append(Tensor(tensor.name, "int8", tensor.shape, tensor.description))
-        scales.append(Tensor(f"{tensor.name}_scale", "float32", (rows,), "one step of each row"))
+        else:
+            inputs.append(Tensor(tensor.name, "int8", tensor.shape, tensor.description))
+            scales.append(Tensor(f"{tensor.name}_scale", "float32", (rows,), "one step of each row"))
         if kind == W8A8:
             scales.append(Tensor(f"{tensor.name}_input_scale", "float32", (), "one step of the activations"))
     name = operator.name + ("Text" if visual == FLOAT else "") + _NAMES[text]
@@ -188,7 +183,7 @@ QUANTIZED_OPERATORS = tuple(
 """The forms with INT8 matrices, in the text expert or in both."""
 
 PLUGIN_OPERATORS = OPERATORS + QUANTIZED_OPERATORS
-"""What TensorRT has a plugin for."""
+"""The operators that TensorRT has a plugin for."""
 
 CPU_OPERATORS = tuple(quantized(operator, NBITS, visual) for operator in OPERATORS for visual in (FLOAT, NBITS))
 """The forms for ONNX Runtime on a CPU."""
