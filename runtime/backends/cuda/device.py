@@ -7,11 +7,12 @@ in host memory.
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from runtime.errors import OptionError
 
 
 class Resource(Protocol):
@@ -67,9 +68,7 @@ class Device(Protocol):
 
     def __enter__(self) -> object: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
 
     def allocate(self, size: int) -> Memory:
         """Allocates device memory.
@@ -108,6 +107,12 @@ class Device(Protocol):
 
     def release(self, *resources: Resource) -> None:
         """Frees resources, now or once no capture is going on; may be called by a finalizer."""
+
+
+def require_no_threads(backend: str, threads: int | None) -> None:
+    """Raises an ``OptionError`` where ``threads``, which are a CPU's, are asked of a backend on a GPU."""
+    if threads is not None:
+        raise OptionError(f"backend {backend} computes on the GPU: leave out threads={threads}")
 
 
 def to_format(values: npt.NDArray[np.float32], target: npt.NDArray[Any]) -> None:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from runtime.backends import Array, graph
 from runtime.backends.cuda.device import Device, Graph, Resource
 from runtime.backends.tensorrt.call import Inputs, Updates
-from runtime.backends.tensorrt.execution import Engine
+from runtime.backends.tensorrt.engine import Engine
 from runtime.backends.tensorrt.pixels import Resize, Tiler
 from runtime.backends.tensorrt.plan import DecoderLayout, VisionLayout, place
 from runtime.backends.tensorrt.vision import Vision

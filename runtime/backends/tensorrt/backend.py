@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from runtime.backends.cuda.device import require_no_threads
 from runtime.backends.cuda.pycuda import PyCudaDevice
 from runtime.backends.tensorrt.answering import EngineBackend
 from runtime.backends.tensorrt.loader import Loader
 from runtime.backends.tensorrt.pixels import open_resize
 from runtime.bundle.engines import Plans
 from runtime.bundle.reader import Bundle
-from runtime.errors import OptionError
 
 
 class TensorRTBackend(EngineBackend):
@@ -27,8 +27,7 @@ class TensorRTBackend(EngineBackend):
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None, plans: Plans | None = None) -> None:
-        if threads is not None:
-            raise OptionError(f"backend tensorrt computes on the GPU: leave out threads={threads}")
+        require_no_threads("tensorrt", threads)
         device = PyCudaDevice()
         loader = Loader(bundle, device, plans)
         super().__init__(device, loader.decoder(), loader.vision, open_resize, loader.description, loader.length_limit)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from runtime.backends import graph
 from runtime.backends.tensorrt.plan import (
     NUMPY_TYPES,
@@ -46,13 +44,16 @@ def decoder_layout(plan: PlanInfo, model: ModelFacts, precision: str) -> Decoder
     for past, present in caches:
         wanted |= {past: (True, kind, cache_shape), present: (False, kind, cache_shape)}
     _require(tensors, wanted)
-    capacity = _capacity(tensors[past] for past, _ in caches)
+    capacities = {tensors[past].shape[2] for past, _ in caches}
+    if len(capacities) != 1 or min(capacities) < 1:
+        raise PlanError("has caches of no fixed capacity")
+    (capacity,) = capacities
     for past, present in caches:
         if not updates and tensors[present].alias != past:
             raise PlanError(f"does not write {present} in the place of {past}")
-    for name in tensors:
-        if tensors[name].is_input:
-            _require_one_sequence(tensors[name])
+    for low, high in ((range_.minimum[0], range_.maximum[0]) for tensor in plan.tensors for range_ in tensor.ranges):
+        if not low <= 1 <= high:
+            raise PlanError(f"computes {low} conversations at once, and the runtime computes one (--max-batch 1)")
     profiles = _profiles(tensors[graph.INPUTS_EMBEDS], axis=1, what="tokens")
     return DecoderLayout(
         capacity=capacity,
@@ -101,21 +102,6 @@ def _require(tensors: dict[str, TensorInfo], wanted: dict[str, tuple[bool, str, 
     for name in tensors:
         if name not in wanted:
             raise PlanError(f"has a tensor {name}, which the bundle's graph has not")
-
-
-def _capacity(caches: Iterable[TensorInfo]) -> int:
-    capacities = {cache.shape[2] for cache in caches}
-    if len(capacities) != 1 or min(capacities) < 1:
-        raise PlanError("has caches of no fixed capacity")
-    return capacities.pop()
-
-
-def _require_one_sequence(tensor: TensorInfo) -> None:
-    for range_ in tensor.ranges:
-        if not range_.minimum[0] <= 1 <= range_.maximum[0]:
-            raise PlanError(
-                f"computes {range_.minimum[0]} conversations at once, and the runtime computes one (--max-batch 1)"
-            )
 
 
 def _profiles(tensor: TensorInfo, axis: int, what: str) -> tuple[Profile, ...]:

@@ -1,4 +1,4 @@
-"""Engines through TensorRT's Python module; ``runtime.backends.tensorrt.execution`` describes each call."""
+"""Engines through TensorRT's Python module. Tests have engines of the same shape that run on the CPU."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TensorRTRuntime(TensorRT):
         super().__init__(target)
         self._runtime = self.trt.Runtime(self.logger)
 
-    def load(self, plan: Path, device: Device) -> TensorRTEngine:
+    def load(self, plan: Path, device: Device) -> Engine:
         """Loads a plan onto the GPU, which is entered.
 
         Raises:
@@ -45,18 +45,25 @@ class TensorRTRuntime(TensorRT):
             raise BackendError(f"{plan} cannot be read: {error}") from None
         if engine is None:
             raise self.error(f"cannot load {plan}")
-        return TensorRTEngine(self, engine, device)
+        return Engine(self, engine, device)
 
 
-class TensorRTEngine:
-    """A plan on the GPU."""
+class Engine:
+    """A loaded plan."""
 
     def __init__(self, tensorrt: TensorRT, engine: Any, device: Device) -> None:
         self.info = plan_info(tensorrt.trt, engine)
         self._tensorrt, self._engine, self._device = tensorrt, engine, device
 
-    def execution(self, profile: int, scratch: Memory, static: bool) -> TensorRTExecution:
-        """Makes an execution context, in memory of ours."""
+    def execution(self, profile: int, scratch: Memory, static: bool) -> Execution:
+        """Makes a way to run it.
+
+        Args:
+            profile: index of an optimization profile.
+            scratch: memory for activations, at least ``info.scratch`` bytes. Executions may share it if no two run at
+                once, as on one queue.
+            static: whether its shapes never change, so that more preparation pays off.
+        """
         trt, engine = self._tensorrt.trt, self._engine
         own_memory = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if hasattr(engine, "create_runtime_config"):
@@ -74,40 +81,40 @@ class TensorRTEngine:
         context.set_device_memory(scratch.address, scratch.size)
         if not context.set_optimization_profile_async(profile, self._device.stream):
             raise self._tensorrt.error(f"refuses optimization profile {profile}")
-        return TensorRTExecution(self._tensorrt, context, self._device.stream)
+        return Execution(self._tensorrt, context, self._device.stream)
 
 
-class TensorRTExecution:
-    """An execution context."""
+class Execution:
+    """One way to run an engine: a profile, with shapes and addresses that stay until they are set again."""
 
     def __init__(self, tensorrt: TensorRT, context: Any, stream: int) -> None:
         self._tensorrt, self._context, self._stream = tensorrt, context, stream
 
     def set_shapes(self, shapes: Mapping[str, Shape]) -> None:
-        """Shapes of inputs."""
+        """Sets shapes of inputs."""
         for name, shape in shapes.items():
             if not self._context.set_input_shape(name, shape):
                 raise self._tensorrt.error(f"refuses the shape {list(shape)} of {name}")
 
     def set_addresses(self, addresses: Mapping[str, int]) -> None:
-        """Addresses of inputs and outputs."""
+        """Sets device addresses of inputs and outputs."""
         for name, address in addresses.items():
             if not self._context.set_tensor_address(name, address):
                 raise self._tensorrt.error(f"refuses the memory of {name}")
 
     def enqueue(self) -> None:
-        """Enqueues the work."""
+        """Enqueues the work on the device's queue."""
         if not self._context.execute_async_v3(self._stream):
             raise self._tensorrt.error("failed")
 
     @property
     def capturable(self) -> bool:
-        """Whether ``enqueue`` can be recorded: only TensorRT for RTX ever says no."""
+        """Whether ``Device.capture`` may record ``enqueue`` now: only TensorRT for RTX ever says no."""
         ask = getattr(self._context, "is_stream_capturable", None)
         return ask is None or bool(ask(self._stream))
 
     def free(self) -> None:
-        """Frees the context, which TensorRT does with its object."""
+        """Frees it: TensorRT frees an execution context with its object."""
         del self._context
 
 

@@ -10,8 +10,7 @@ from typing import TypeVar
 from runtime.backends.cuda.device import Device
 from runtime.backends.plugin_library import plugin_library
 from runtime.backends.tensorrt.check import PlanError, decoder_layout, vision_layout
-from runtime.backends.tensorrt.engine import TensorRTRuntime
-from runtime.backends.tensorrt.execution import Engine
+from runtime.backends.tensorrt.engine import Engine, TensorRTRuntime
 from runtime.backends.tensorrt.plan import DecoderLayout, PlanInfo, VisionLayout
 from runtime.bundle.engines import Plans, choose_plans, rebuild_command, refused, why_foreign, why_stale
 from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, EngineRecord

@@ -26,13 +26,14 @@ Resize = Callable[[Any, ctypes.c_void_p], int]
 """The kernel: parameters by reference, stream → status."""
 
 
+_FILTER_PARTS = ("first", "count", "weights")
+
+
 class ResizeFilter(ctypes.Structure):
     """``ResizeFilter`` of ``plugins_trt/core/preprocess.h``."""
 
     _fields_ = (
-        ("first", ctypes.c_void_p),
-        ("count", ctypes.c_void_p),
-        ("weights", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in _FILTER_PARTS),
         ("taps", ctypes.c_int32),
     )
 
@@ -42,15 +43,8 @@ class ResizeParams(ctypes.Structure):
 
     _fields_ = (
         ("frame", ctypes.c_void_p),
-        ("rowStride", ctypes.c_int64),
-        ("pixelStride", ctypes.c_int64),
-        ("channelStride", ctypes.c_int64),
-        ("width", ctypes.c_int32),
-        ("height", ctypes.c_int32),
-        ("columns", ctypes.c_int32),
-        ("rows", ctypes.c_int32),
-        ("tileSize", ctypes.c_int32),
-        ("acrossFirst", ctypes.c_int32),
+        *((name, ctypes.c_int64) for name in ("rowStride", "pixelStride", "channelStride")),
+        *((name, ctypes.c_int32) for name in ("width", "height", "columns", "rows", "tileSize", "acrossFirst")),
         ("across", ResizeFilter),
         ("down", ResizeFilter),
         ("levels", ctypes.c_void_p),
@@ -155,7 +149,7 @@ class _Tables:
             arrays |= {
                 f"{index}.{direction}.{part}": getattr(filter_, part)
                 for direction, filter_ in filters.items()
-                for part in ("first", "count", "weights")
+                for part in _FILTER_PARTS
             }
             jobs.append((columns, rows, first, filters, 3 * (width * frame.height if first else frame.width * height)))
         buffers = {name: Buffer(array.dtype, array.shape) for name, array in arrays.items()}
@@ -169,7 +163,7 @@ class _Tables:
         at = {name: memory.address + offset for name, offset in offsets.items()}
 
         def filter_of(index: int, direction: str, filter_: Filter) -> ResizeFilter:
-            pointers = (at[f"{index}.{direction}.{part}"] for part in ("first", "count", "weights"))
+            pointers = (at[f"{index}.{direction}.{part}"] for part in _FILTER_PARTS)
             return ResizeFilter(*pointers, filter_.weights.shape[1])
 
         self.params = [

@@ -80,7 +80,7 @@ class Buffer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return prod(self.shape) * self.dtype.itemsize
 
 
@@ -94,12 +94,26 @@ class Profile:
 
 
 @dataclass(frozen=True)
-class DecoderLayout:
+class _Layout:
+    profiles: tuple[Profile, ...]
+
+    @property
+    def chunk(self) -> int:
+        """Rows (tokens, or tiles) that a call takes at most."""
+        return self.profiles[-1].maximum
+
+    def profile(self, rows: int) -> Profile:
+        """Returns the profile for a call with so many rows, 1 to ``chunk``: the one for the fewest that will do."""
+        return next(profile for profile in self.profiles if profile.minimum <= rows <= profile.maximum)
+
+
+@dataclass(frozen=True)
+class DecoderLayout(_Layout):
     """How a decoder plan is called, with one sequence in a call.
 
     Attributes:
-        capacity: tokens that the caches hold.
         profiles: fewest tokens first.
+        capacity: tokens that the caches hold.
         hidden: [1, tokens, hidden] is the shape of ``inputs_embeds``.
         embeds: number format of ``inputs_embeds``.
         cache: memory of one cache, [1, kv_heads, capacity, head_dim].
@@ -110,7 +124,6 @@ class DecoderLayout:
     """
 
     capacity: int
-    profiles: tuple[Profile, ...]
     hidden: int
     embeds: np.dtype[Any]
     cache: Buffer
@@ -118,17 +131,8 @@ class DecoderLayout:
     updates: bool
     logits: Buffer
 
-    @property
-    def chunk(self) -> int:
-        """Tokens that a call takes at most."""
-        return self.profiles[-1].maximum
-
-    def profile(self, tokens: int) -> Profile:
-        """The profile for a call with so many tokens, 1 to ``chunk``: the one tuned for the fewest that will do."""
-        return _profile(self.profiles, tokens)
-
     def inputs(self, tokens: int) -> dict[str, Buffer]:
-        """All inputs but the caches. The embeddings are the last, so that a shorter call leaves out the end."""
+        """Returns all inputs but the caches. The embeddings come last, so a shorter call leaves out the end."""
         return {
             graph.WRITE_INDICES: Buffer(NUMPY_TYPES["INT64"], (1,)),
             graph.POSITION_IDS: Buffer(NUMPY_TYPES["INT64"], (1, tokens)),
@@ -137,18 +141,18 @@ class DecoderLayout:
         }
 
     def update(self, tokens: int) -> Buffer:
-        """The update of one cache by a call, where a call gives updates."""
+        """Returns the update of one cache by a call, where a call gives updates."""
         _, heads, _, head_dim = self.cache.shape
         return Buffer(self.cache.dtype, (1, heads, tokens, head_dim))
 
     def shapes(self, tokens: int) -> dict[str, Shape]:
-        """Shapes of all inputs of a call with so many tokens."""
+        """Returns the shapes of all inputs of a call with so many tokens."""
         shapes = {name: buffer.shape for name, buffer in self.inputs(tokens).items()}
         return shapes | {past: self.cache.shape for past, _ in self.caches}
 
 
 @dataclass(frozen=True)
-class VisionLayout:
+class VisionLayout(_Layout):
     """How a vision plan is called: tiles in, visual tokens out.
 
     Attributes:
@@ -157,18 +161,8 @@ class VisionLayout:
         tokens: one tile's visual tokens, [tokens_per_tile, hidden].
     """
 
-    profiles: tuple[Profile, ...]
     tile: Buffer
     tokens: Buffer
-
-    @property
-    def chunk(self) -> int:
-        """Tiles that a call takes at most."""
-        return self.profiles[-1].maximum
-
-    def profile(self, tiles: int) -> Profile:
-        """The profile for a call with so many tiles, 1 to ``chunk``."""
-        return _profile(self.profiles, tiles)
 
 
 def place(buffers: dict[str, Buffer]) -> tuple[dict[str, int], int]:
@@ -178,7 +172,3 @@ def place(buffers: dict[str, Buffer]) -> tuple[dict[str, int], int]:
         offsets[name] = size
         size += -(-buffer.nbytes // ALIGNMENT) * ALIGNMENT
     return offsets, size
-
-
-def _profile(profiles: tuple[Profile, ...], rows: int) -> Profile:
-    return next(profile for profile in profiles if profile.minimum <= rows <= profile.maximum)

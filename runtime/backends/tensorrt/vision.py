@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from runtime.backends import Array, graph
 from runtime.backends.cuda.device import Device, HostMemory, Memory, Resource, to_format
-from runtime.backends.tensorrt.execution import Engine, Execution
+from runtime.backends.tensorrt.engine import Engine, Execution
 from runtime.backends.tensorrt.plan import Buffer, VisionLayout
 from runtime.images.frames import DevicePixels
 
