@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -9,13 +10,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from runtime.backends.cuda.driver import find_device
-from runtime.backends.plugin_library import LIBRARY, VARIABLE, install_folder, is_checkout, plugin_library
+from runtime.backends.plugin_library import LIBRARY, VARIABLE, cache_folder, install_folder, is_checkout, plugin_library
 from runtime.console.console import Console
-from runtime.console.files import cache_folder, replaced
+from runtime.console.files import replaced
 from runtime.console.run import make_parser, run
 from runtime.errors import BackendError, MonoedgeError, OptionError
 
@@ -41,7 +42,6 @@ _FETCHED = (_SOURCES.parent / "build" if is_checkout() else _CACHE) / "tensorrt_
 CUDA = Path("/usr/local/cuda")
 """Where CUDA installs itself; JetPack leaves nvcc out of PATH."""
 
-_OLDEST_CMAKE = (3, 22)
 _STEP = re.compile(r"\[ *(\d+)%\] (.*)")
 
 
@@ -51,14 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--arch", nargs="+", metavar="NN", help="GPUs to build for, or all (default: the GPU at hand)")
     parser.add_argument("--headers", type=Path, metavar="DIR", help="the folder of TensorRT's NvInferRuntime.h")
     parser.add_argument("--fetch-headers", action="store_true", help=f"get these headers from the package {HEADERS}")
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=install_folder() / LIBRARY,
-        metavar="FILE",
-        help="the library to make (default: %(default)s)",
-    )
+    place, what = install_folder() / LIBRARY, "the library to make (default: %(default)s)"
+    parser.add_argument("-o", "--output", type=Path, default=place, metavar="FILE", help=what)
     arguments = parser.parse_args(argv)
     architectures = _architectures(arguments.arch)
     headers = [f"-DMONOEDGE_FETCHED_HEADERS={_FETCHED}"]
@@ -80,52 +74,35 @@ def main(argv: Sequence[str] | None = None) -> None:
         console.say(f"building the plugin library for {names}, which can take minutes")
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="monoedge-plugin-") as folder, replaced(output) as partial:
-            build(Path(folder), options, console)
+            log: list[str] = []
+            with console.phases("building") as tell:
+                _run(["cmake", "-S", str(_SOURCES), "-B", folder, *options], folder, log, tell)
+                _run(["cmake", "--build", folder, "--parallel", str(os.cpu_count() or 1)], folder, log, tell)
             shutil.copyfile(Path(folder) / LIBRARY, partial)
     except OSError as error:
         raise MonoedgeError(f"{error.filename or output} cannot be written: {error.strerror or error}") from None
     console.say(f"{output}: the plugin library for {names}, {output.stat().st_size / 1e6:.1f} MB")
-    if _found() != output:
+    if not _is_used(output):
         console.say(f"so that the runtime uses this one: export {VARIABLE}={output}")
 
 
-def build(folder: Path, options: Sequence[str], console: Console) -> None:
-    """Configures and compiles the library in a folder.
-
-    Args:
-        folder: to build in; the library lies in it afterwards.
-        options: of ``cmake``.
-        console: shown the progress.
-
-    Raises:
-        MonoedgeError: CMake or the compiler refuses, with its first words and the file that has them all.
-    """
-    log: list[str] = []
-    with console.phases("building") as tell:
-        _run(["cmake", "-S", str(_SOURCES), "-B", str(folder), *options], folder, log, lambda line: None)
-        _run(
-            ["cmake", "--build", str(folder), "--parallel", str(os.cpu_count() or 1)],
-            folder,
-            log,
-            lambda line: tell(match[2], int(match[1]) / 100) if (match := _STEP.match(line)) else None,
-        )
-
-
-def _run(command: Sequence[str], folder: Path, log: list[str], seen: Callable[[str], None]) -> None:
+def _run(command: Sequence[str], folder: str, log: list[str], tell: Callable[[str, float], None]) -> None:
+    """Runs a part of the build; adds its output to the log and tells the progress in it."""
     with subprocess.Popen(  # noqa: S603 - our own options
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env={**os.environ, "TMPDIR": str(folder)},  # where compilers leave files when they are killed
+        env={**os.environ, "TMPDIR": folder},  # where compilers leave files when they are killed
         start_new_session=True,  # so that its compilers end with it
     ) as process:
         assert process.stdout is not None  # noqa: S101 - a pipe, as started
         try:
             for line in process.stdout:
                 log.append(line)
-                seen(line)
+                if match := _STEP.match(line):
+                    tell(match[2], int(match[1]) / 100)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             process.stdout.read()  # ends when the last of them has
@@ -141,21 +118,17 @@ def _reason(log: Sequence[str]) -> str:
     """The first complaint of CMake or a compiler, in one line."""
     for index, line in enumerate(log):
         if line.startswith("CMake Error"):
-            words = [item.strip() for item in log[index + 1 : index + 16]]
-            return " ".join(filter(None, words[: _end(words)]))
+            # It ends before its call stack, or before the next message.
+            rest = (item.strip() for item in log[index + 1 : index + 16])
+            words = itertools.takewhile(lambda item: not item.startswith(("Call Stack", "CMake ", "-- ")), rest)
+            return " ".join(filter(None, words))
         if "error" in line.lower():
             return line.strip()
     return log[-1].strip() if log else "nothing was said"
 
 
-def _end(words: Sequence[str]) -> int:
-    """Where a message of CMake ends: before its call stack, or the next message."""
-    ends = (index for index, word in enumerate(words) if word.startswith(("Call Stack", "CMake ", "-- ")))
-    return next(ends, 3)
-
-
 def _architectures(named: Sequence[str] | None) -> str | None:
-    """What CMake is told: numbers with semicolons between; None for all."""
+    """The architectures for CMake, with semicolons between them; None for all."""
     if named == ["all"]:
         return None
     if named is None:
@@ -178,15 +151,16 @@ def _require_tools(headers: Sequence[str] | None) -> Path:
     Args:
         headers: options of CMake that say where TensorRT's headers may be; None where they are fetched later.
     """
-    nvcc = next(_nvcc(), None)
+    home = os.environ.get("CUDA_HOME")
+    places = (os.environ.get("CUDACXX"), home and f"{home}/bin/nvcc", shutil.which("nvcc"), CUDA / "bin/nvcc")
+    nvcc = next((Path(place) for place in places if place and Path(place).is_file()), None)
     missing = [] if nvcc else ["nvcc, of CUDA 12.6 or later (install CUDA, or set CUDACXX or CUDA_HOME)"]
     if shutil.which("c++") is None and shutil.which("g++") is None:
         missing.append("a C++ compiler (apt install g++)")
-    if (version := _cmake_version()) is None or version < _OLDEST_CMAKE:
-        got = "" if version is None else f", this is {'.'.join(map(str, version))}"
-        missing.append(
-            f"CMake {'.'.join(map(str, _OLDEST_CMAKE))} or later{got} (apt install cmake, or pip install cmake)"
-        )
+    version = re.search(r"(\d+)\.(\d+)", _said(["cmake", "--version"]) or "")
+    if version is None or (int(version[1]), int(version[2])) < (3, 22):
+        got = "" if version is None else f", this is {version[0]}"
+        missing.append(f"CMake 3.22 or later{got} (apt install cmake, or pip install cmake)")
     elif headers is not None and _said(["cmake", *headers, "-P", str(_SOURCES / "headers.cmake")]) is None:
         missing.append(
             "TensorRT's headers, NvInferRuntime.h (install TensorRT, name their folder with --headers DIR, or add "
@@ -197,34 +171,20 @@ def _require_tools(headers: Sequence[str] | None) -> Path:
     return nvcc
 
 
-def _nvcc() -> Iterator[Path]:
-    for variable, inside in (("CUDACXX", ""), ("CUDA_HOME", "bin/nvcc")):
-        if value := os.environ.get(variable):
-            yield from filter(Path.is_file, [Path(value) / inside])
-    found = shutil.which("nvcc")
-    yield from ([Path(found)] if found else [])
-    yield from filter(Path.is_file, [CUDA / "bin/nvcc"])
-
-
-def _cmake_version() -> tuple[int, ...] | None:
-    match = re.search(r"(\d+)\.(\d+)", _said(["cmake", "--version"]) or "")
-    return (int(match[1]), int(match[2])) if match else None
-
-
 def _said(command: Sequence[str]) -> str | None:
-    """What a program says; None where it fails or is not here."""
+    """The output of a program; None where it fails or is not here."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603 - our own words
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def _found() -> Path | None:
-    """The library that the runtime uses now."""
+def _is_used(library: Path) -> bool:
+    """Whether the runtime uses this library now."""
     try:
-        return plugin_library()
+        return plugin_library() == library
     except BackendError:
-        return None
+        return False
 
 
 def _fetch_headers(console: Console) -> None:

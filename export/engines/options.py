@@ -7,10 +7,10 @@ from functools import cached_property
 from pathlib import Path
 
 from plugins_trt.schema import PLUGIN_OPERATORS, VERSION
+from runtime.backends.plugin_library import cache_folder
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.reader import sha256_of
 from runtime.bundle.targets import Target
-from runtime.console.files import cache_folder
 from runtime.errors import BackendError, BundleError, OptionError
 
 

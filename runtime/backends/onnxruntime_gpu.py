@@ -5,19 +5,18 @@ A graph of which ONNX Runtime would compute a part on another provider is refuse
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime.backends import Array, graph
-from runtime.backends.cuda.device import to_format
+from runtime.backends.cuda.device import require_no_threads, to_format
 from runtime.backends.onnxruntime import CHUNK, OnnxRuntimeBackend
-from runtime.backends.plugin_library import plugin_library
-from runtime.bundle.manifest import DECODER_GRAPH, ModelFacts
+from runtime.backends.plugin_library import cache_folder, plugin_library
+from runtime.bundle.manifest import DECODER_GRAPH
 from runtime.bundle.reader import Bundle
-from runtime.errors import BackendError, OptionError, as_backend_error
+from runtime.errors import BackendError, as_backend_error
 
 # isort: split
 # After our own modules, which say how to install it.
@@ -28,9 +27,6 @@ SHAPE_OPERATORS = frozenset({"Shape", "Size", "Gather", "Slice", "Concat", "Sque
 
 ELEMENTS = {"fp32": 1, "fp16": 10, "bf16": 16}
 """The bundle's number formats as ONNX numbers them."""
-
-CACHE_FOLDER = Path("~/.cache/monoedge/onnxruntime")
-"""Where the TensorRT provider keeps the engines that it builds when it opens a graph."""
 
 
 class CudaProviderBackend(OnnxRuntimeBackend):
@@ -50,8 +46,7 @@ class CudaProviderBackend(OnnxRuntimeBackend):
     device = "cuda"
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        if threads is not None:
-            raise OptionError(f"backend {self.name} computes on the GPU: leave out threads={threads}")
+        require_no_threads(self.name, threads)
         available = ort.get_available_providers()
         if self.provider not in available:
             raise BackendError(
@@ -121,7 +116,7 @@ class CudaProviderBackend(OnnxRuntimeBackend):
 class TensorRTProviderBackend(CudaProviderBackend):
     """The graphs of a bundle on ONNX Runtime's TensorRT provider.
 
-    It builds engines when it opens them, and keeps them in ``CACHE_FOLDER``.
+    It builds engines when it opens them, and keeps them in the cache folder.
     """
 
     name = "onnxruntime-tensorrt"
@@ -129,7 +124,7 @@ class TensorRTProviderBackend(CudaProviderBackend):
 
     def _providers(self, name: str) -> list[Any]:
         manifest = self.bundle.manifest
-        folder = CACHE_FOLDER.expanduser() / manifest.files[name].sha256[:16]
+        folder = cache_folder() / "onnxruntime" / manifest.files[name].sha256[:16]
         options: dict[str, Any] = {
             "trt_engine_cache_enable": True,
             "trt_engine_cache_path": str(folder),
@@ -140,24 +135,13 @@ class TensorRTProviderBackend(CudaProviderBackend):
         }
         if name == DECODER_GRAPH:
             options["trt_extra_plugin_lib_paths"] = str(plugin_library())
-            options |= _profile(manifest.model)
+            # One profile, for chunks of prompts and for single tokens.
+            for of, tokens in (("min", 1), ("opt", 1), ("max", CHUNK)):
+                options[f"trt_profile_{of}_shapes"] = (
+                    f"{graph.INPUTS_EMBEDS}:1x{tokens}x{manifest.model.hidden_size},"
+                    f"{graph.VISUAL_MASK}:1x{tokens},{graph.POSITION_IDS}:1x{tokens}"
+                )
         return [(self.provider, options)]
-
-
-def _profile(model: ModelFacts) -> dict[str, str]:
-    """Returns the options of one profile, for chunks of prompts and for single tokens."""
-
-    def shapes(tokens: int) -> str:
-        return (
-            f"{graph.INPUTS_EMBEDS}:1x{tokens}x{model.hidden_size},"
-            f"{graph.VISUAL_MASK}:1x{tokens},{graph.POSITION_IDS}:1x{tokens}"
-        )
-
-    return {
-        "trt_profile_min_shapes": shapes(1),
-        "trt_profile_opt_shapes": shapes(1),
-        "trt_profile_max_shapes": shapes(CHUNK),
-    }
 
 
 class ProviderContext:

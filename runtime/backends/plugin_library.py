@@ -1,4 +1,7 @@
-"""Where the plugin library is: built here, installed beside ``plugins_trt``, or in a folder of the system."""
+"""Where files of the backends are: the plugin library, and the folder for caches.
+
+The library is built here, installed beside ``plugins_trt``, or in a folder of the system.
+"""
 
 from __future__ import annotations
 
@@ -56,6 +59,11 @@ def install_folder() -> Path:
 def is_checkout() -> bool:
     """Whether monoedge runs from a checkout, where builds go to ``build/``."""
     return (_CHECKOUT / "CMakeLists.txt").is_file()
+
+
+def cache_folder() -> Path:
+    """Returns the folder for what monoedge keeps between runs and could make again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "monoedge"
 
 
 def _user_folder() -> Path:

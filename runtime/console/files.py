@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -10,11 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.errors import MonoedgeError, OptionError
-
-
-def cache_folder() -> Path:
-    """Returns the folder for what monoedge keeps between runs and could make again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "monoedge"
 
 
 @contextmanager

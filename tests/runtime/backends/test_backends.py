@@ -115,11 +115,13 @@ def test_older_graphs_are_for_others(tiny_v1_portable_bundle: Path) -> None:
 def test_options_of_the_tensorrt_provider(tiny_v1_bf16_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = tiny_v1_bf16_bundle / "manifest.json"
     monkeypatch.setenv("MONOEDGE_PLUGIN_LIBRARY", str(library))
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
     backend = TensorRTProviderBackend.__new__(TensorRTProviderBackend)
     backend.bundle = Bundle(tiny_v1_bf16_bundle)
     ((name, options),) = backend._providers("decoder.onnx")
     assert name == "TensorrtExecutionProvider"
     assert options["trt_extra_plugin_lib_paths"] == str(library)
+    assert options["trt_engine_cache_path"].startswith("/caches/monoedge/onnxruntime/")
     assert options["trt_bf16_enable"] is True
     assert options["trt_fp16_enable"] is False
     assert options["trt_profile_max_shapes"] == "inputs_embeds:1x512x128,visual_mask:1x512,position_ids:1x512"
