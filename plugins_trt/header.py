@@ -69,9 +69,9 @@ def _operator(operator: Operator) -> str:
     if len(operator.outputs) != 1:
         raise ValueError(f"{operator.name} has {len(operator.outputs)} outputs: the plugin is written for one")
     names = [tensor.name for tensor in operator.inputs]
-    inputs = ",\n         ".join(_tensor(tensor, names) for tensor in operator.inputs)
+    inputs = ",\n            ".join(_tensor(tensor, names) for tensor in operator.inputs)
     output = _tensor(operator.outputs[0], names)
-    return f'    {{"{operator.name}", Family::k{operator.family}, {output}, {len(names)},\n        {{{inputs}}}}},'
+    return f'    {{"{operator.name}", Family::k{operator.family}, {output},\n        {len(names)}, {{{inputs}}}}},'
 
 
 def _tensor(tensor: Tensor, inputs: list[str]) -> str:

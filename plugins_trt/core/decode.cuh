@@ -1,9 +1,9 @@
 // A few rows: bound by reading the weights. Each block reads 16 rows of one expert's matrix once, for all the rows of
 // that expert; its warps share the summed dimension. An expert without rows is not read.
 //
-// The matrix is the 16-row operand of the tensor core and the expert's rows are the 8-row one, each lane fetching its
-// own share by cp.async. So one row or eight cost the same arithmetic, which stays far below what reading costs. In a
-// gated step the 16 rows are 8 of gate and the same 8 of up, and a lane ends with both for its product.
+// The matrix is the 16-row operand of the tensor core and the expert's rows are the 8-row one. Each lane fetches its
+// own share by cp.async. One row or eight cost the same arithmetic, which takes far less time than reading the matrix.
+// In a gated step the 16 rows are 8 of gate and the same 8 of up, and a lane ends with both for its product.
 
 #pragma once
 
@@ -17,20 +17,20 @@ struct DecodeTile
     static constexpr int kMaxRows{16};
     static constexpr int kWarps{8};
     static constexpr int kThreads{32 * kWarps};
-    static constexpr int kAhead{4}; ///< Pieces of 64 bytes of each matrix row that a warp has under way.
+    static constexpr int kAhead{4}; ///< How many pieces of 64 bytes of each matrix row a warp loads ahead.
 
     /// Columns of the output that a block makes.
     template <bool kGated>
     static constexpr int kColumns = kGated ? 8 : 16;
 
-    /// Of the ring: two pieces of the matrix, and of the rows what goes with them.
+    /// Bytes of the ring. A place holds two pieces of the matrix, and the parts of the rows that multiply them.
     static constexpr int sharedBytes(int rowTiles, int parts)
     {
         return kAhead * kThreads * static_cast<int>(sizeof(Vector)) * (2 + rowTiles * parts);
     }
 };
 
-/// The rows that an expert has, of at most 32: bit r stands for row r.
+/// The rows of an expert, of at most 32 rows in all: bit r stands for row r.
 __device__ inline std::uint32_t membersOf(Step const& step, int expert)
 {
     auto const lane = static_cast<std::int32_t>(threadIdx.x % 32);
@@ -60,7 +60,7 @@ __device__ void decodeTile(Step const& step, StepExpert const& expert, std::uint
     int const quad = lane % 4;
     std::int32_t const firstColumn = static_cast<std::int32_t>(blockIdx.x) * Tile::kColumns<kGated>;
 
-    // out is a multiple of 8, so that a half tile is there or not.
+    // out is a multiple of 8, so the upper half of a tile is either whole or absent.
     bool const highPresent = kGated || firstColumn + 8 < step.out;
     std::int32_t const lowRow = firstColumn + group;
     std::int32_t const highRow = kGated ? step.out + lowRow : highPresent ? lowRow + 8 : lowRow;
@@ -79,7 +79,7 @@ __device__ void decodeTile(Step const& step, StepExpert const& expert, std::uint
     }
 
     // 64 bytes of a matrix row make a piece; warps take them in turn. A lane reads back only what it copied itself, so
-    // that nobody waits for anybody.
+    // no lane waits for another.
     auto const chunks = static_cast<std::int32_t>(weightStride / 16);
     std::int32_t const pieces = (chunks + 3) / 4;
     auto* const ring = reinterpret_cast<Vector*>(ptx::dynamicShared()) + thread;
@@ -133,7 +133,7 @@ __device__ void decodeTile(Step const& step, StepExpert const& expert, std::uint
         start(piece + Tile::kAhead * Tile::kWarps);
     }
 
-    // Every warp is done with its part of the ring; the sums of all take its place.
+    // When every warp is done with its part of the ring, the sums of all take its place.
     __syncthreads();
     auto* const partial = reinterpret_cast<Sum*>(ptx::dynamicShared());
 #pragma unroll

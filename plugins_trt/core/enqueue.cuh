@@ -1,4 +1,4 @@
-// One launch, whose status is returned.
+// Launches one kernel and returns the status.
 
 #pragma once
 
@@ -18,7 +18,7 @@ namespace monoedge
         }                                                                                                              \
     } while (false)
 
-/// The status is the launch's own. cudaGetLastError might tell of a call that somebody else made before.
+/// Returns the launch's own status. cudaGetLastError might report a call that somebody else made before.
 template <typename... Params>
 cudaError_t launch(void (*kernel)(Params...), dim3 grid, int threads, int sharedBytes, cudaStream_t stream,
     Params... params)

@@ -1,4 +1,4 @@
-// The operators: checks of what the caller gives, the workspace's layout, and the steps that an operator is made of.
+// The operators: checks of the caller's parameters, the layout of the workspace, and the steps of each operator.
 
 #include "experts.h"
 
@@ -14,10 +14,10 @@ namespace monoedge
 namespace
 {
 
-/// So that sizes fit into 32 bits with room for tiles, and products of two into 64.
+/// The largest size: it fits into 32 bits with room for tiles, and the product of two fits into 64.
 constexpr std::int64_t kMostOfASize{1 << 28};
 
-/// Sums of int8 products, each at most 2^14, stay below 2^31.
+/// How many int8 products, each at most 2^14, can be summed below 2^31.
 constexpr std::int64_t kMostSummedInInt8{(1 << 17) - 1};
 
 constexpr std::size_t kAlignment{16};
@@ -38,12 +38,12 @@ bool isSize(std::int64_t size)
     return size > 0 && size <= kMostOfASize;
 }
 
-/// Parts of the workspace, one behind the other.
+/// Where the parts of the workspace begin, in bytes. The counts of rows are the first part.
 struct Workspace
 {
-    std::size_t routingRows;    ///< Behind the counts.
+    std::size_t routingRows;    ///< [experts, rows] int32
     std::size_t quantizedInput; ///< [rows, in] int8
-    std::size_t product;        ///< [rows, inter] 16 bits; rows for an int8 matrix fill the first half of theirs.
+    std::size_t product;        ///< [rows, inter] 16 bits; a row in int8 fills the first half of its place.
     std::size_t size;
 
     Workspace(std::int64_t rows, std::int64_t in, std::int64_t inter)
@@ -63,7 +63,7 @@ Format formatOf(Weight const& weight)
                                        : Format::kInt8;
 }
 
-/// Whether a matrix [.., in] can be one at all.
+/// Whether these can be a matrix [.., in] and its scales.
 bool isWeight(Weight const& weight, std::int64_t in)
 {
     Format const format = formatOf(weight);
@@ -73,7 +73,7 @@ bool isWeight(Weight const& weight, std::int64_t in)
         && (format != Format::kInt8 || in <= kMostSummedInInt8);
 }
 
-/// Whether the fast paths can load it in pieces of 16 bytes.
+/// Whether the fast paths can load the matrix in pieces of 16 bytes.
 bool isFast(Weight const& weight, std::int64_t in)
 {
     std::int64_t const elements = formatOf(weight) == Format::kFloat ? 8 : 16;
@@ -121,7 +121,7 @@ struct Operator
                                                  : Rows{hiddenStates, 2 * in};
     }
 
-    /// What comes before the steps: the lists of rows, and the rows in int8.
+    /// Enqueues what comes before the steps: the lists of rows, and the rows in int8.
     template <typename T>
     cudaError_t prepare(Step const& first, Weight const& text, Weight const& visual, cudaStream_t stream) const
     {
@@ -177,7 +177,7 @@ struct Matrix
     std::int64_t in;
 };
 
-/// Checks what the caller gives, and enqueues. `inter` is the size of the product, 0 where there is none.
+/// Checks the caller's parameters and enqueues. `inter` is the size of the product, 0 where there is none.
 template <typename Params>
 cudaError_t enqueueChecked(Params const& params, std::int64_t in, std::int64_t out, std::int64_t inter,
     std::initializer_list<Matrix> matrices, cudaStream_t stream)

@@ -1,7 +1,7 @@
 // The operators' kernels: plain data in, status out. Knows CUDA and nothing else.
 //
-// All pointers are device pointers. Work goes to the caller's stream and workspace; nothing is allocated and nothing
-// waits for the device, so that every call may be captured in a CUDA graph. Matrices are row-major; weights lie as
+// All pointers are device pointers. Work goes to the caller's stream and workspace. Nothing is allocated and nothing
+// waits for the device, so every call may be captured in a CUDA graph. Matrices are row-major; weights are stored as
 // plugins_trt/schema.py says, [out, in].
 
 #pragma once
@@ -64,12 +64,11 @@ struct FusedMoeParams
     std::size_t workspaceSize; ///< at least fusedMoeWorkspace(rows, hidden, inter)
 };
 
-/// Bytes of workspace for up to `rows` rows; grows with each argument, so that a profile's maximum serves all below it.
+/// Bytes of workspace for up to `rows` rows. They grow with each argument, so a profile's maximum serves all below it.
 std::size_t expertLinearWorkspace(std::int64_t rows, std::int64_t in, std::int64_t out);
 std::size_t fusedMoeWorkspace(std::int64_t rows, std::int64_t hidden, std::int64_t inter);
 
-/// Enqueues the operator. Returns cudaErrorInvalidValue for sizes or a workspace that cannot be, else what the launches
-/// said; `cudaGetErrorName` names it.
+/// Enqueues the operator. Returns cudaErrorInvalidValue for parameters that cannot be, else the status of the launches.
 cudaError_t expertLinear(ExpertLinearParams const& params, cudaStream_t stream);
 cudaError_t fusedMoe(FusedMoeParams const& params, cudaStream_t stream);
 

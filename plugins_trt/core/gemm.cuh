@@ -1,7 +1,7 @@
 // What both tensor-core paths are made of: a lane's 16 bytes of a row as operand of two products.
 //
-// A dot product doesn't care in which order its places are summed, as long as both sides agree. So a lane takes 16
-// bytes of a row as they lie, where the hardware's layout would have it take four words from four places: lane
+// A dot product may be summed in any order, as long as both sides agree. So a lane takes 16 bytes of a row as they lie,
+// where the hardware's layout would have it take four words from four places: lane
 // (group, quad) holds chunk `quad` of 64 bytes of row `group`, words 0 and 1 are its share of a first product, words 2
 // and 3 of a second one. One wide load, from global or from shared memory alike, feeds two products; nothing is
 // shuffled and no ldmatrix is needed.
@@ -32,8 +32,8 @@ __device__ void operandOfWeight(Vector& operand, Vector const& weight, int part)
     }
 }
 
-/// Where the row's chunk of 16 bytes lies that multiplies part `part` of a lane's weight, counted from the first chunk
-/// that goes with the lane's 64 bytes of weight.
+/// Which chunk of 16 bytes of a row multiplies part `part` of a lane's weight, counted from the first chunk that
+/// belongs to the 64 bytes of weight.
 template <Format kFormat>
 __device__ int inputChunk(int quad, int part)
 {

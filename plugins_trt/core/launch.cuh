@@ -1,4 +1,4 @@
-// Which kernel a step runs in, and how large. Every launch's status is returned.
+// Chooses the kernel of a step and the size of its grid.
 
 #pragma once
 

@@ -1,6 +1,6 @@
-// Many rows: one grouped product over both experts. Blocks stay and walk over tiles whose number only the device
-// knows; rows are gathered as they are loaded and scattered as they are stored, so that a row is computed once and by
-// its own expert.
+// Many rows: one grouped product over both experts. Persistent blocks walk over tiles, whose number only the device
+// knows. Rows are gathered as they are loaded and scattered as they are stored, so a row is computed once, by its own
+// expert.
 //
 // The expert's rows are the 16-row operand of the tensor core, rows of the matrix the 8-row one. Both pass through
 // shared memory in a ring of stages that cp.async fills ahead. In a gated step a warp's 64 rows of the matrix are 32 of
@@ -35,8 +35,9 @@ using LargeTile = PrefillTile<4, 2>;
 using SmallTile = PrefillTile<2, 1>;
 
 /// Where chunk `chunk` of 16 bytes of line `line` lies in a stage's part of kLines lines. Lines are stored as two
-/// blocks of 64 bytes. In the second one neighbouring lines, and neighbouring chunks, change places: eight lanes that
-/// store a line, load 64 bytes of two neighbouring lines, or load every other chunk of them, then meet all banks once.
+/// blocks of 64 bytes. In the second one neighbouring lines, and neighbouring chunks, change places. So each of the
+/// accesses of eight lanes meets all banks once: storing a line, loading 64 bytes of two neighbouring lines, and
+/// loading every other chunk of them.
 template <int kLines>
 __device__ int placeOf(int line, int chunk)
 {
@@ -218,8 +219,8 @@ __device__ void prefillTile(Step const& step, TilePlace const& place, char* shar
     for (std::int32_t stage = 0; stage < stages; ++stage)
     {
         ptx::waitCopies<Tile::kStages - 2>();
-        // Now everybody's copies for this stage are there, and everybody is done with the stage before it, whose place
-        // the next copies take.
+        // Now all threads' copies for this stage are there, and all threads are done with the stage before it, whose
+        // place the next copies take.
         __syncthreads();
         start(stage + Tile::kStages - 1);
         char const* const source = shared + stage % Tile::kStages * Tile::kStageBytes;

@@ -1,4 +1,4 @@
-// A resize in two directions, one thread for each value of each result.
+// Resizes in two directions, with one thread for each value of each result.
 
 #include "preprocess.h"
 
@@ -17,11 +17,11 @@ constexpr int kChannels{3};
 constexpr int kLevels{256};
 constexpr int kWeightBits{22};
 
-/// So that places of pixels fit into 32 bits.
+/// The longest side: places of pixels fit into 32 bits.
 constexpr std::int64_t kMostOfASide{1 << 20};
 constexpr std::int64_t kMostBlocksDown{65535};
 
-/// A picture, and the filter that it is resized with in one direction.
+/// A picture, and the filter that resizes it in one direction.
 struct ResizePass
 {
     std::uint8_t const* source;

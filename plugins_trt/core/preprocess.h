@@ -1,4 +1,5 @@
-// A picture in device memory to the tiles that the vision network reads, with the bits of Pillow's bicubic filter.
+// Makes the tiles that the vision network reads from a picture in device memory, bit for bit as Pillow's bicubic
+// filter.
 //
 // Pillow resizes 8-bit pictures in fixed point: in one direction, rounded to 8 bits, then in the other, rounded again.
 // The caller makes the weights and knows the order (runtime/images/resampling.py), so nothing here is computed in

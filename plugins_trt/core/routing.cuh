@@ -1,4 +1,4 @@
-// Which rows belong to which expert, found on the device; and the rows that an expert wants in int8.
+// Finds on the device which rows belong to which expert, and makes the int8 rows of experts that take them.
 
 #pragma once
 
@@ -57,7 +57,7 @@ struct QuantizeRows
     std::int32_t width;
 };
 
-/// Row blockIdx.x in int8, if its expert wants it so.
+/// Writes row blockIdx.x in int8, if its expert takes int8.
 template <typename T>
 __global__ void __launch_bounds__(kQuantizeThreads) quantizeKernel(__grid_constant__ QuantizeRows const params)
 {

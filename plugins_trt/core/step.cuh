@@ -1,5 +1,5 @@
-// One step of an operator, as kernels see it: every row times its expert's matrix. ExpertLinear is one step; FusedMoE
-// is a gated step (gate and up, then silu(gate) · up) and a plain one (down).
+// One step of an operator, as kernels see it: each row times the matrix of its expert. ExpertLinear is one step;
+// FusedMoE is a gated step (gate and up, then silu(gate) · up) and a plain one (down).
 
 #pragma once
 
@@ -37,12 +37,12 @@ struct Routing
 struct StepExpert
 {
     Format format;
-    char const* input; ///< Row r begins r · inputStride bytes behind.
+    char const* input; ///< Row r begins r · inputStride bytes further on.
     std::int64_t inputStride;
     char const* weight;      ///< [out, in]; of a gated step [2 · out, in].
-    float const* scale;      ///< One a row of weight; null with kFloat.
-    float const* inputScale; ///< [1]; null but with kInt8.
-    char* output;            ///< Row r begins r · outputStride bytes behind.
+    float const* scale;      ///< One for each row of weight; null with kFloat.
+    float const* inputScale; ///< [1]; null except with kInt8.
+    char* output;            ///< Row r begins r · outputStride bytes further on.
     std::int64_t outputStride;
     float const* outputScale; ///< [1]: the output is quantized to int8 by it. Null: it is 16 bits.
 };
@@ -84,7 +84,7 @@ __device__ float dequantize(StepExpert const& expert, std::int32_t weightRow, Su
     }
 }
 
-/// Only the output of a gated step is ever quantized.
+/// Stores one element. Only the output of a gated step is ever quantized.
 template <typename T, bool kGated>
 __device__ void store(StepExpert const& expert, std::int32_t row, std::int32_t column, float value)
 {
@@ -99,7 +99,7 @@ __device__ void store(StepExpert const& expert, std::int32_t row, std::int32_t c
     }
 }
 
-/// Eight neighbours at once; `column` is a multiple of 8, and rows of the output are aligned to 16 bytes.
+/// Stores eight neighbours at once; `column` is a multiple of 8, and rows of the output are aligned to 16 bytes.
 template <typename T, bool kGated>
 __device__ void storeEight(StepExpert const& expert, std::int32_t row, std::int32_t column, float const (&values)[8])
 {

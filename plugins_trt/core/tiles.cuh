@@ -16,8 +16,8 @@ struct TilePlace
     std::int32_t firstColumn;
 };
 
-/// Calls `function` with each tile that falls to this block. Neighbouring blocks work on the same columns, so that
-/// what one reads of a matrix the others find in L2. An expert without rows has no tiles.
+/// Calls `function` with each tile that falls to this block. Neighbouring blocks work on the same columns, so the
+/// others find in L2 what one reads of a matrix. An expert without rows has no tiles.
 template <typename Function>
 __device__ void forEachTile(Step const& step, std::int32_t tileRows, std::int32_t tileColumns, Function&& function)
 {

@@ -1,4 +1,4 @@
-// Number formats: how 16-bit and 8-bit elements become floats and back, and which tensor-core product takes them.
+// Number formats: conversions between floats and 16-bit or 8-bit elements, and the tensor-core product of each.
 
 #pragma once
 

@@ -53,7 +53,7 @@ std::string symbols(schema::Tensor const& tensor)
     return "[" + list(tensor.rank, [&](std::int32_t i) { return symbol(tensor.shape[i]); }) + "]";
 }
 
-/// What a tensor is in every node; kT has no such type.
+/// The type that a tensor has in every node; kT has no such type.
 DataType fixedType(schema::Kind kind)
 {
     switch (kind)

@@ -13,7 +13,7 @@
 namespace monoedge::trt
 {
 
-/// Of a dimension that is not known while the network is being built; TensorRT's own number for it.
+/// The size of a dimension that is not known while the network is being built; TensorRT's own number for it.
 inline constexpr std::int64_t kUnknown{-1};
 
 /// Throws a Refusal unless a node has as many inputs and outputs as its operator.

@@ -16,8 +16,8 @@ Weight weight(schema::Operator const& op, void const* const* inputs, std::int32_
     return {inputs[i], scale(tensor.scale), scale(tensor.inputScale)};
 }
 
-/// Parameters with what all families have. workspaceSize is what these rows need; what TensorRT set aside, for the
-/// profile's maximum, is no less, since the kernels' need grows with each size.
+/// Parameters with what all families have. workspaceSize is what these rows need. TensorRT set aside at least as much,
+/// for the profile's maximum, since the need grows with each size.
 template <typename Params>
 Params common(schema::Operator const& op, Sizes const& sizes, Type type, void const* const* inputs, void* output,
     void* workspace)

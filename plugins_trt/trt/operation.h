@@ -1,4 +1,4 @@
-// From a node's checked tensors to a call of the kernels: all that the families do not share.
+// Calls the kernels with a node's checked tensors. What differs between the families is here.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-// What schema.h is written in: an operator as plain data.
+// An operator as plain data. schema.h has the list.
 
 #pragma once
 
@@ -7,7 +7,7 @@
 namespace monoedge::schema
 {
 
-/// What a tensor's elements may be. kT is the node's one floating-point type.
+/// The type of a tensor's elements. kT is the node's one floating-point type.
 enum class Kind : std::int32_t
 {
     kT,
@@ -16,7 +16,7 @@ enum class Kind : std::int32_t
     kFloat32,
 };
 
-/// What an operator computes, whatever the formats of its matrices.
+/// What an operator computes, in any formats of its matrices.
 enum class Family : std::int32_t
 {
     kFusedMoE,

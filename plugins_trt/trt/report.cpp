@@ -15,9 +15,9 @@ constexpr std::size_t kMaxLine{1024};
 
 std::atomic<nvinfer1::ILoggerFinder*> gLoggerFinder{nullptr};
 
-// TensorRT 11 laid out loggers and their finder anew. A library compiled with headers of 10 gets null from its finder
-// (seen with TensorRT for RTX 1.7.1), so that lines go to standard error; a device's own headers come first in the
-// build for this reason too.
+// TensorRT 11 changed the layout of loggers and of their finder. A library compiled with headers of 10 gets null from
+// the finder (seen with TensorRT for RTX 1.7.1), and its lines go to standard error. This is one reason why the build
+// takes a device's own headers first.
 nvinfer1::ILogger* logger() noexcept
 {
     nvinfer1::ILoggerFinder* const finder = gLoggerFinder;
@@ -35,7 +35,7 @@ nvinfer1::ILogger* logger() noexcept
 
 void report(nvinfer1::ILogger::Severity severity, char const* node, char const* message) noexcept
 {
-    // On the stack: this may be about memory that ran out.
+    // On the stack, since the report may be that memory ran out.
     char line[kMaxLine];
     std::snprintf(line, sizeof(line), "[monoedge] %s: %s", node, message);
     if (nvinfer1::ILogger* const found = logger())

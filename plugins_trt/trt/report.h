@@ -1,4 +1,4 @@
-// What goes wrong is said through TensorRT's logger, with the node's name, and nothing is thrown into TensorRT.
+// Errors are reported through TensorRT's logger, with the node's name. Nothing is thrown into TensorRT.
 
 #pragma once
 
@@ -19,10 +19,10 @@ public:
     using std::runtime_error::runtime_error;
 };
 
-/// Says a line about a node, to standard error where TensorRT has given no logger.
+/// Reports a line about a node, on standard error where TensorRT has given no logger.
 void report(nvinfer1::ILogger::Severity severity, char const* node, char const* message) noexcept;
 
-/// Runs a body for TensorRT: 0, or -1 with what the body threw reported.
+/// Runs a body and returns 0, or reports what the body threw and returns -1.
 template <typename Body>
 std::int32_t guarded(std::string const& node, Body&& body) noexcept
 {
