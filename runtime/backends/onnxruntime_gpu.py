@@ -1,6 +1,6 @@
 """ONNX Runtime on a GPU: by its CUDA provider, or by its TensorRT provider with our plugin library.
 
-A graph of which ONNX Runtime would compute a part on another provider is refused.
+A graph is refused if ONNX Runtime would compute a part of it on another provider.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from runtime.errors import BackendError, as_backend_error
 import onnxruntime as ort
 
 SHAPE_OPERATORS = frozenset({"Shape", "Size", "Gather", "Slice", "Concat", "Squeeze", "Unsqueeze", "Reshape", "Range"})
-"""Operators that may run on the CPU: ONNX Runtime computes shapes there on purpose."""
+"""Operators that may run on the CPU, where ONNX Runtime computes shapes on purpose."""
 
 ELEMENTS = {"fp32": 1, "fp16": 10, "bf16": 16}
 """The bundle's number formats as ONNX numbers them."""

@@ -15,7 +15,7 @@ from runtime.errors import BackendError
 
 LIBRARY = "libmonoedge_plugins.so"
 VARIABLE = "MONOEDGE_PLUGIN_LIBRARY"
-"""Environment variable that names the library, before all places that are looked through."""
+"""Environment variable that names the library; then no folder is searched."""
 
 BUILD_COMMAND = "monoedge plugin"
 
@@ -28,7 +28,7 @@ _SYSTEM = (
 
 
 def plugin_library() -> Path:
-    """The path of the plugin library, absolute.
+    """Returns the absolute path of the plugin library.
 
     Raises:
         BackendError: it is nowhere, or not where the environment variable says.
@@ -49,7 +49,7 @@ def plugin_library() -> Path:
 
 
 def install_folder() -> Path:
-    """Where a library that is built here belongs: the first place looked through that can be written to."""
+    """Returns the folder for a library that is built here: the first that is searched and can be written to."""
     if is_checkout():
         return _CHECKOUT / "build"
     shared = Path(sys.prefix) / "lib"

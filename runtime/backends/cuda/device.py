@@ -30,7 +30,7 @@ class Memory(Resource, Protocol):
 
 
 class HostMemory(Resource, Protocol):
-    """Page-locked host memory: the GPU copies from and to it by itself, without the CPU."""
+    """Page-locked host memory: the GPU copies from and to it without the CPU."""
 
     array: npt.NDArray[np.uint8]
 
@@ -39,14 +39,14 @@ class Event(Resource, Protocol):
     """A place in the GPU's queue."""
 
     def record(self) -> None:
-        """Moves it behind all work enqueued so far."""
+        """Places it behind all work enqueued so far."""
 
     def wait(self) -> None:
-        """Returns when the GPU has come there, at once if nothing was recorded; other threads run meanwhile."""
+        """Waits until the GPU has reached it. Returns at once if nothing was recorded. Other threads run meanwhile."""
 
 
 class Graph(Resource, Protocol):
-    """Work that was recorded once and is enqueued as a whole."""
+    """Recorded work, which is enqueued as a whole."""
 
     def replay(self) -> None:
         """Enqueues it."""
@@ -74,14 +74,14 @@ class Device(Protocol):
         """Allocates device memory.
 
         Raises:
-            BackendError: there is not enough, with both numbers.
+            BackendError: there is not enough memory, with both numbers.
         """
 
     def allocate_host(self, size: int) -> HostMemory:
         """Allocates host memory; raises as ``allocate`` does."""
 
     def event(self) -> Event:
-        """Makes an event."""
+        """Returns a new event."""
 
     def upload(self, source: npt.NDArray[Any], address: int) -> None:
         """Enqueues a copy of an array in ``HostMemory`` to the device."""
@@ -96,7 +96,7 @@ class Device(Protocol):
         """Enqueues filling with zeros."""
 
     def copy_rows(self, source: int, source_pitch: int, target: int, target_pitch: int, width: int, rows: int) -> None:
-        """Enqueues a copy of ``rows`` rows of ``width`` bytes within the device; rows begin a pitch of bytes apart."""
+        """Enqueues a copy of ``rows`` rows of ``width`` bytes within the device; a pitch is the bytes between rows."""
 
     def capture(self, work: Callable[[], None]) -> Graph:
         """Records what ``work`` enqueues, without running it.
@@ -110,13 +110,13 @@ class Device(Protocol):
 
 
 def require_no_threads(backend: str, threads: int | None) -> None:
-    """Raises an ``OptionError`` where ``threads``, which are a CPU's, are asked of a backend on a GPU."""
+    """Raises an ``OptionError`` if ``threads``, which are for a CPU, are given to a backend on a GPU."""
     if threads is not None:
         raise OptionError(f"backend {backend} computes on the GPU: leave out threads={threads}")
 
 
 def to_format(values: npt.NDArray[np.float32], target: npt.NDArray[Any]) -> None:
-    """Writes finite float32 values to an array of a bundle's number format; bfloat16 as bits, rounded half to even."""
+    """Writes finite float32 values to an array of a bundle's number format. bfloat16 is bits, rounded half to even."""
     if target.dtype != np.uint16:
         target[...] = values
         return

@@ -1,4 +1,4 @@
-"""The GPU in this machine, asked through the driver: no CUDA toolkit and no package needed."""
+"""Facts about the GPU in this machine, from its driver: neither the CUDA toolkit nor a package is needed."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class CudaGraph:
         try:
             work()
         except BaseException:
-            # Ends the capture; its failure is reported already.
+            # The capture has to be ended; why it failed is reported already.
             with contextlib.suppress(BackendError):
                 driver.cuGraphDestroy(_check(driver.cuStreamEndCapture(self._stream)))
             raise

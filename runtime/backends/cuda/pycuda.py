@@ -28,7 +28,7 @@ except ImportError:
 
 
 _NON_BLOCKING = 1
-"""CUDA's flag of a stream that does not wait for the default stream, which other libraries may use."""
+"""CUDA's flag for a stream that does not wait for the default stream, which other libraries may use."""
 
 
 class PyCudaDevice:
@@ -63,11 +63,11 @@ class PyCudaDevice:
         cuda.Context.pop()
 
     def allocate(self, size: int) -> _Memory:
-        """Device memory."""
+        """Allocates device memory."""
         return _Memory(self._allocated(lambda: cuda.mem_alloc(max(size, 1)), size, "of the GPU's memory"), size)
 
     def allocate_host(self, size: int) -> _HostMemory:
-        """Page-locked host memory."""
+        """Allocates page-locked host memory."""
         return _HostMemory(self._allocated(lambda: cuda.pagelocked_empty(size, np.uint8), size, "of host memory"))
 
     def _allocated(self, allocate: Callable[[], Any], size: int, what: str) -> Any:  # noqa: ANN401 - PyCUDA's
@@ -80,17 +80,17 @@ class PyCudaDevice:
             ) from None
 
     def event(self) -> _Event:
-        """A new event."""
+        """Returns a new event."""
         flags = cuda.event_flags
         return _Event(cuda.Event(flags.DISABLE_TIMING | flags.BLOCKING_SYNC), self._stream)
 
     def upload(self, source: npt.NDArray[Any], address: int) -> None:
-        """Host to device."""
+        """Enqueues a copy from host to device."""
         with as_backend_error("copying to the GPU failed", cuda.Error):
             cuda.memcpy_htod_async(address, source, self._stream)
 
     def download(self, address: int, target: npt.NDArray[Any]) -> None:
-        """Device to host."""
+        """Enqueues a copy from device to host."""
         with as_backend_error("copying from the GPU failed", cuda.Error):
             cuda.memcpy_dtoh_async(target, address, self._stream)
 
@@ -100,12 +100,12 @@ class PyCudaDevice:
             cuda.Context.synchronize()
 
     def zero(self, address: int, size: int) -> None:
-        """Fills with zeros."""
+        """Enqueues filling with zeros."""
         with as_backend_error("filling the GPU's memory failed", cuda.Error):
             cuda.memset_d8_async(address, 0, size, self._stream)
 
     def copy_rows(self, source: int, source_pitch: int, target: int, target_pitch: int, width: int, rows: int) -> None:
-        """Device to device, row by row."""
+        """Enqueues a copy within the device, row by row."""
         copy = cuda.Memcpy2D()
         copy.set_src_device(source)
         copy.set_dst_device(target)
@@ -115,7 +115,7 @@ class PyCudaDevice:
             copy(self._stream)
 
     def capture(self, work: Callable[[], None]) -> Graph:
-        """A CUDA graph of what ``work`` enqueues."""
+        """Records what ``work`` enqueues as a CUDA graph."""
         self._capturing = threading.get_ident()
         try:
             return CudaGraph(self.stream, work)
@@ -124,7 +124,7 @@ class PyCudaDevice:
             self.release()
 
     def release(self, *resources: Resource) -> None:
-        """Frees resources; in a thread that captures later, since that would end the capture."""
+        """Frees resources; during a capture in this thread only after it, since freeing would end the capture."""
         self._released.extend(resources)
         if self._capturing == threading.get_ident():
             return

@@ -1,4 +1,4 @@
-"""Runs the engines of a bundle on a GPU: the order of copies, work and waits.
+"""Runs the engines of a bundle on a GPU, with copies, work and waits in order.
 
 The GPU has one queue. A call fills host memory, enqueues copies and work, records an event, lets the next thread in,
 and waits for the event: once for each chunk of a prompt, once for each token. All executions use one scratch memory,
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from runtime.backends import Array, graph
 from runtime.backends.cuda.device import Device, Graph, Resource
-from runtime.backends.tensorrt.call import Inputs, Updates
+from runtime.backends.tensorrt.call import Call
 from runtime.backends.tensorrt.engine import Engine
 from runtime.backends.tensorrt.pixels import Resize, Tiler
 from runtime.backends.tensorrt.plan import DecoderLayout, VisionLayout, place
@@ -33,8 +33,8 @@ class EngineBackend:
     Args:
         device: the GPU.
         decoder: the decoder's engine and layout.
-        open_vision: loads those of the vision graph.
-        description: what computes, for people.
+        open_vision: loads the engine and layout of the vision graph.
+        description: what computes, for people: library, version and device.
         open_resize: finds the kernel that makes tiles from pictures in device memory.
         length_limit: why a conversation can be no longer than the engine's caches, for people.
     """
@@ -63,18 +63,12 @@ class EngineBackend:
                 for profile in self.layout.profiles
                 if profile.maximum > 1
             }
-            self._inputs = Inputs(device, self.layout, self.chunk)
-            self._updates = Updates(device, self.layout, self.chunk)
-        self._held: list[Resource] = [
-            *self._prefills.values(),
-            *self._inputs.resources,
-            *self._updates.resources,
-            self.scratch,
-        ]
+            self._call = Call(device, self.layout, self.chunk)
+        self._held: list[Resource] = [*self._prefills.values(), *self._call.resources, self.scratch]
         weakref.finalize(self, _release, device, self._held)
 
     def encode_image(self, pixel_values: npt.NDArray[np.float32]) -> Array:
-        """[tiles, 3, size, size] → [tiles · tokens_per_tile, hidden]."""
+        """Takes [tiles, 3, size, size] to [tiles · tokens_per_tile, hidden]."""
         with self.lock, self.device:
             return self._opened_vision().encode(pixel_values)
 
@@ -102,11 +96,11 @@ class EngineBackend:
     def prefill(self, embeds: Array, mask: npt.NDArray[np.bool_], start: int, addresses: dict[str, int]) -> None:
         """Enqueues tokens of a prompt; ``addresses`` are those of the sequence's caches and logits."""
         execution = self._prefills[self.layout.profile(len(embeds)).index]
-        self._inputs.upload(embeds, mask, start)
+        self._call.upload(embeds, mask, start)
         execution.set_shapes(self.layout.shapes(len(embeds)))
-        execution.set_addresses(self._inputs.addresses | addresses | self._updates.addresses)
+        execution.set_addresses(self._call.addresses | addresses)
         execution.enqueue()
-        self._updates.enqueue(addresses, start, len(embeds))
+        self._call.update(addresses, start, len(embeds))
 
 
 class EngineContext:
@@ -156,21 +150,16 @@ class _Decode:
         self._addresses = {name: memory.address + offset for name, offset in offsets.items()}
         if not layout.updates:
             self._addresses |= {present: self._addresses[past] for past, present in layout.caches}
-        self._inputs = Inputs(device, layout, 1)
-        self._updates = Updates(device, layout, 1)
+        self._call = Call(device, layout, 1)
         host = device.allocate_host(layout.logits.nbytes)
         self._logits = host.array.view(layout.logits.dtype)
         self._done = device.event()
         self._execution = backend.engine.execution(layout.profile(1).index, backend.scratch, static=True)
         self._execution.set_shapes(layout.shapes(1))
-        self._execution.set_addresses(self._inputs.addresses | self._addresses | self._updates.addresses)
+        self._execution.set_addresses(self._call.addresses | self._addresses)
         self._graph: Graph | None = None
         self._ran = False
-        self._held: list[Resource] = [
-            *(self._execution, self._done, host, memory),
-            *self._inputs.resources,
-            *self._updates.resources,
-        ]
+        self._held: list[Resource] = [self._execution, self._done, host, memory, *self._call.resources]
         weakref.finalize(self, _release, device, self._held)
 
     def forward(self, embeds: Array, mask: npt.NDArray[np.bool_], start: int) -> Array:
@@ -178,10 +167,10 @@ class _Decode:
         with backend.device:
             with backend.lock:
                 if len(embeds) == 1:
-                    self._inputs.write(embeds, mask, start)
+                    self._call.write(embeds, mask, start)
                     self._enqueue_token()
                     # Not in the graph: where they go changes with each token.
-                    self._updates.enqueue(self._addresses, start, 1)
+                    self._call.update(self._addresses, start, 1)
                 else:
                     backend.prefill(embeds, mask, start, self._addresses)
                     self._download()
@@ -211,7 +200,7 @@ class _Decode:
             self._held.insert(0, self._graph)
 
     def _token(self) -> None:
-        self._inputs.enqueue()
+        self._call.send()
         self._execution.enqueue()
         self._download()
 

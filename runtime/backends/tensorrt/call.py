@@ -1,4 +1,4 @@
-"""The tensors of a decoder's call except the caches: small inputs, and updates for the caches."""
+"""The tensors of a decoder's call, except the caches: small inputs, and updates for the caches."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from runtime.backends.cuda.device import Device, HostMemory, Memory, Resource
 from runtime.backends.tensorrt.plan import DecoderLayout, place
 
 
-class Inputs:
-    """A call's inputs except the caches: one block of host memory, one of device memory, one copy."""
+class Call:
+    """Memory for a call's inputs except the caches, and for its new keys and values.
+
+    The inputs have one block of host memory and one of device memory, and are sent in one copy. Updates, with copies
+    from there into the caches, are only for engines that do not write into the caches.
+    """
 
     def __init__(self, device: Device, layout: DecoderLayout, tokens: int) -> None:
-        self._device, self._tokens = device, tokens
+        self._device, self._layout = device, layout
         buffers = layout.inputs(tokens)
         offsets, size = place(buffers)
         self._host: HostMemory = device.allocate_host(size)
@@ -28,6 +32,11 @@ class Inputs:
         self._embeds_at = offsets[graph.INPUTS_EMBEDS]
         self._sent = device.event()
         self.resources: list[Resource] = [self._sent, self._host, memory]
+        if layout.updates:
+            offsets, size = place({update: layout.update(tokens) for _, update in layout.caches})
+            memory = device.allocate(size)
+            self.resources.append(memory)
+            self.addresses |= {name: memory.address + offset for name, offset in offsets.items()}
 
     def write(self, embeds: Array, mask: npt.NDArray[np.bool_], start: int) -> None:
         """Fills the host memory with up to ``tokens`` tokens, once the GPU has read what was there."""
@@ -39,36 +48,19 @@ class Inputs:
         self._arrays[graph.INPUTS_EMBEDS][: embeds.size] = embeds.reshape(-1)
         self._size = self._embeds_at + embeds.nbytes
 
-    def enqueue(self) -> None:
+    def send(self) -> None:
         """Enqueues the copy of what was written."""
         self._device.upload(self._host.array[: self._size], self._target)
 
     def upload(self, embeds: Array, mask: npt.NDArray[np.bool_], start: int) -> None:
-        """Writes and enqueues, and records when the host memory is free again."""
+        """Writes and sends, and records when the host memory is free again."""
         self.write(embeds, mask, start)
-        self.enqueue()
+        self.send()
         self._sent.record()
 
-
-class Updates:
-    """A call's new keys and values, and their copies into the caches, for engines that do not write into the caches.
-
-    For other engines it holds and copies nothing.
-    """
-
-    def __init__(self, device: Device, layout: DecoderLayout, tokens: int) -> None:
-        self._device, self._layout = device, layout
-        self.addresses: dict[str, int] = {}
-        self.resources: list[Resource] = []
-        if layout.updates:
-            offsets, size = place({update: layout.update(tokens) for _, update in layout.caches})
-            memory = device.allocate(size)
-            self.resources.append(memory)
-            self.addresses = {name: memory.address + offset for name, offset in offsets.items()}
-
-    def enqueue(self, caches: dict[str, int], start: int, tokens: int) -> None:
-        """Enqueues the copies of a call's tokens into the caches at these addresses."""
-        if not self.addresses:
+    def update(self, caches: dict[str, int], start: int, tokens: int) -> None:
+        """Enqueues the copies of a call's updates, if it has any, into the caches at these addresses."""
+        if not self._layout.updates:
             return
         cache, update = self._layout.cache, self._layout.update(tokens)
         heads = cache.shape[1]

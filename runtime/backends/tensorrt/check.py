@@ -1,4 +1,4 @@
-"""Checks that a TensorRT plan belongs to a bundle, and how it is called. Nothing here needs TensorRT or a GPU."""
+"""Checks that a TensorRT plan belongs to a bundle, and finds how to call it. Nothing here needs TensorRT or a GPU."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _require(tensors: dict[str, TensorInfo], wanted: dict[str, tuple[bool, str, 
             raise PlanError(f"has {name} of shape {list(found.shape)}, the bundle {list(shape)}")
     for name in tensors:
         if name not in wanted:
-            raise PlanError(f"has a tensor {name}, which the bundle's graph has not")
+            raise PlanError(f"has a tensor {name}, which the bundle's graph does not have")
 
 
 def _profiles(tensor: TensorInfo, axis: int, what: str) -> tuple[Profile, ...]:

@@ -1,7 +1,6 @@
 """TensorRT's Python module with its log and our plugins, for whoever builds plans and whoever runs them.
 
-TensorRT for RTX has a module of its own with the same names. Checked of what it returns is whether it is an error,
-which becomes one line with what TensorRT logged.
+TensorRT for RTX has a module of its own with the same names. An error becomes one line with what TensorRT logged.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class TensorRT:
             operators: name and version of the plugins that it should have.
 
         Raises:
-            BackendError: the library cannot be loaded, or has not these plugins in these versions.
+            BackendError: the library cannot be loaded, or does not have these plugins in these versions.
         """
         if not self._missing_plugins(operators):
             return

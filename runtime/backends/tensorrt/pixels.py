@@ -72,7 +72,7 @@ def open_resize() -> Resize:
 class Tiler:
     """Makes tiles in the number format and of the size that a vision plan reads.
 
-    What depends only on a picture's size is kept for the next picture, since those of a camera have one size.
+    What depends only on a picture's size is kept for the next picture: those of a camera have the same size.
 
     Args:
         device: the GPU.
@@ -125,14 +125,14 @@ class Tiler:
     def _tables(self, frame: DeviceFrame, grids: list[Grid], processor: ImageProcessor) -> _Tables:
         key = (frame.width, frame.height, tuple(grids))
         if self._prepared is None or self._prepared[0] != key:
-            # Frees those of the last size first, so that there need not be room for both.
+            # Those of the last size are freed first, so there need not be room for both.
             self._prepared = None
             self._prepared = (key, _Tables(self._device, self._tile, frame, grids, processor))
         return self._prepared[1]
 
 
 class _Tables:
-    """Weights, levels and workspace for pictures of one size, in device memory."""
+    """Weights, levels and workspace in device memory, for pictures of one size."""
 
     def __init__(
         self, device: Device, tile: Buffer, frame: DeviceFrame, grids: Iterable[Grid], processor: ImageProcessor

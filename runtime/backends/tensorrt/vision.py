@@ -1,4 +1,4 @@
-"""The vision engine with its memory."""
+"""Encodes images with the vision engine."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Vision:
         return self._encode(len(pixel_values), upload)
 
     def encode_device(self, pixels: DevicePixels) -> Array:
-        """Does the same for tiles in device memory."""
+        """Encodes tiles in device memory in the same way."""
         nbytes, target = self.layout.tile.nbytes, self._pixels[1].address
 
         def copy(start: int, tiles: int) -> None:

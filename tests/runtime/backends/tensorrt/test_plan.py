@@ -193,7 +193,7 @@ def test_refused_decoder(good: tuple[Manifest, PlanInfo, PlanInfo], name: str) -
 def test_refused_extra_tensor(good: tuple[Manifest, PlanInfo, PlanInfo]) -> None:
     manifest, decoder, _ = good
     more = replace(decoder, tensors=(*decoder.tensors, TensorInfo("lora", True, "FLOAT", (1,))))
-    with pytest.raises(PlanError, match="has a tensor lora, which the bundle's graph has not"):
+    with pytest.raises(PlanError, match="has a tensor lora, which the bundle's graph does not have"):
         decoder_layout(more, manifest.model, "fp32")
 
 
