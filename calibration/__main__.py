@@ -5,100 +5,132 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from calibration.options import read_options
-from runtime.console.console import Console
-from runtime.console.files import replaced
-from runtime.console.run import need, run
+from runtime.console.run import make_parser, need, run
 
-if TYPE_CHECKING:
-    from calibration.calibrate import Options
-    from calibration.data import Example
-    from calibration.reporting.report import Report
+_DESCRIPTION = """\
+Makes a bundle whose text experts are INT8. Decoding then is faster, since it reads all their weights for each token.
+The bundle answers your questions while the inputs of its matrices are observed, and scales are chosen from these.
+Other questions then measure how far the answers moved. The report is in the new bundle: calibration.json and
+calibration.html.
+
+examples:
+  python -m calibration --bundle bundle/ --data pairs.jsonl -o bundle-int8/
+  python -m calibration --bundle bundle/ --data photos/ --prompt "What is this?" -o bundle-int8/ --mode w8a8
+  python -m calibration --bundle bundle/ --data pairs.jsonl -o bundle-int8/ --max-kl 1e-3
+  python -m calibration --bundle fp32/ --apply-to bf16/ --data pairs.jsonl -o bf16-int8/     # for TensorRT
+  python -m calibration --compare bundle/ bundle-int8/ --data pairs.jsonl
+  python -m calibration --inspect bundle-int8.observed.npz
+
+--data is a JSONL file with lines like
+  {"image": "photos/1.jpg", "prompt": "What is on the table?", "answer": "Two cups."}
+image may be a list of paths, or null. Without an answer, the bundle answers itself. --data may also be a folder of
+pictures: then --prompt is the question about each.
+
+The observations are kept in a file beside the new bundle. After an interruption the same command goes on from it, and
+other scales can be chosen without observing again."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Calibrates, compares or inspects, as the command line says; by default that of this process."""
-    arguments = read_options(argv)
+    arguments = _read_options(argv)
     need("onnx", "onnx_ir", "ml_dtypes", "matplotlib", "threadpoolctl")
+    from calibration.command import calibrate_bundle, compare_bundles, inspect_record
+
     if arguments.inspect is not None:
-        from calibration.observed.inspect import inspect
-
-        Console().write(inspect(arguments.inspect) + "\n")
+        inspect_record(arguments)
     elif arguments.compare is not None:
-        _compare(arguments)
+        compare_bundles(arguments)
     else:
-        _calibrate(arguments)
+        calibrate_bundle(arguments)
 
 
-def _calibrate(arguments: argparse.Namespace) -> None:
-    from calibration.calibrate import REPORT_HTML, Target, calibrate
-    from calibration.data import draw
-    from runtime.bundle.reader import Bundle
+def _read_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Reads a command line. Bad options end the process with code 2."""
+    parser = make_parser("calibration", _DESCRIPTION)
+    _add_options(parser)
+    arguments = parser.parse_args(argv)
+    if sum(value is not None for value in (arguments.bundle, arguments.compare, arguments.inspect)) != 1:
+        parser.error("expected one of --bundle, --compare and --inspect")
+    for option, least in (("samples", 1), ("test_samples", 1), ("seed", 0), ("max_new_tokens", 1)):
+        if getattr(arguments, option) < least:
+            parser.error(f"argument --{option.replace('_', '-')}: expected {least} or more")
+    if arguments.max_kl is not None and not arguments.max_kl > 0:
+        parser.error("argument --max-kl: expected a number above 0")
+    if arguments.inspect is None and arguments.data is None:
+        parser.error("--data is needed: a JSONL file of questions, or a folder of pictures")
+    if arguments.bundle is not None and arguments.output is None:
+        parser.error("-o is needed: the bundle to write")
+    arguments.experts = tuple(arguments.experts.split(","))
+    return arguments
 
-    examples = _read(arguments.data, arguments)
-    given = _read(arguments.test_data, arguments) if arguments.test_data is not None else None
-    questions = draw(examples, arguments.samples, arguments.test_samples, arguments.seed, given)
-    output: Path = arguments.output
-    record = arguments.record or output.parent / f"{output.resolve().name}.observed.npz"
-    apply_to = Bundle(arguments.apply_to) if arguments.apply_to is not None else None
-    console, target = Console(), Target(output, record, arguments.overwrite)
-    report = calibrate(Bundle(arguments.bundle), questions, _options(arguments), target, apply_to, console)
-    _write(report, arguments.report, console)
-    console.say(
-        f'wrote {output}; its report is {output / REPORT_HTML}; try it:\n  python -m runtime.chat --bundle {output} "…"'
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("what to do").add_argument
+    add("--bundle", type=Path, metavar="BUNDLE", help="the bundle to observe, fp32 or fp16, not quantized")
+    add("-o", "--output", type=Path, metavar="OUT", help="the bundle to write")
+    other = "the same model in another number format, as bf16 for TensorRT"
+    add("--apply-to", type=Path, metavar="BUNDLE", help=f"quantize this bundle instead: {other}")
+    far = "measure how far the answers of B are from those of A"
+    add("--compare", type=Path, nargs=2, metavar=("A", "B"), help=far)
+    add("--inspect", type=Path, metavar="FILE", help="show what a file of observations holds")
+    add("--overwrite", action="store_true", help="replace a bundle that exists")
+
+    add = parser.add_argument_group("data").add_argument
+    add("--data", type=Path, metavar="DATA", help="a JSONL file, or a folder of pictures with --prompt")
+    add("--prompt", metavar="TEXT", help="the question about each picture of a folder")
+    add("--samples", type=int, default=128, metavar="N", help="the most questions to observe (default 128)")
+    add("--test-data", type=Path, metavar="DATA", help="other data to measure with")
+    most = "the most questions to measure with (default 32); taken from --data unless --test-data is given"
+    add("--test-samples", type=int, default=32, metavar="N", help=most)
+    add("--seed", type=int, default=0, metavar="N", help="the seed of all random choices (default 0)")
+    add("--max-tiles", type=int, metavar="N", help="the most tiles of a picture (default: the checkpoint's limit)")
+    add("--max-new-tokens", type=int, default=64, metavar="N", help="the most tokens of an answer (default 64)")
+    add("--record", type=Path, metavar="FILE", help="the file of observations (default OUT.observed.npz)")
+
+    add = parser.add_argument_group("what is quantized, and how").add_argument
+    modes = "INT8 weights (default), or INT8 activations too"
+    add("--mode", choices=("w8a16", "w8a8"), default="w8a16", help=modes)
+    forms = "cpu: for ONNX Runtime on a CPU, the default for w8a16 of an fp32 bundle; qdq: for TensorRT"
+    add("--form", choices=("qdq", "cpu"), help=forms)
+    add("--experts", choices=("text", "text,visual"), default="text", help="experts to quantize (default text)")
+    add("--attention", action="store_true", help="quantize the attention of these experts too")
+    add("--lm-head", action="store_true", help="quantize the head too")
+    caches = "a quarter of the memory, and long conversations are faster"
+    add("--kv-cache", action="store_true", help=f"store the caches in INT8 too (form cpu): {caches}")
+    clipped = "clip each row where the error on observed activations is least (default); absmax: clip nothing"
+    add("--weights", choices=("mse", "absmax"), default="mse", help=f"mse: {clipped}")
+    add(
+        "--activations",
+        choices=("mse", "absmax", "percentile", "entropy"),
+        default="mse",
+        help="how activations are clipped with w8a8: least error of the output (default), not at all, at their 99.99th "
+        "percentile, or by least KL divergence",
     )
-
-
-def _compare(arguments: argparse.Namespace) -> None:
-    from calibration.compare import compare
-    from calibration.data import sample
-
-    console = Console()
-    tests = sample(_read(arguments.data, arguments), arguments.test_samples, arguments.seed)
-    _write(compare(tuple(arguments.compare), tests, _options(arguments), console), arguments.report, console)
-
-
-def _read(data: Path, arguments: argparse.Namespace) -> list[Example]:
-    from calibration.data import read_examples
-
-    return read_examples(data, arguments.prompt if data.is_dir() or arguments.data == data else None)
-
-
-def _options(arguments: argparse.Namespace) -> Options:
-    from calibration.calibrate import Options
-    from calibration.scales.choose import Choice
-
-    return Options(
-        experts=tuple(arguments.experts.split(",")),
-        attention=arguments.attention,
-        lm_head=arguments.lm_head,
-        kv_cache=arguments.kv_cache,
-        choice=Choice(arguments.mode, arguments.weights, arguments.activations, arguments.smoothing),
-        form=arguments.form,
-        seed=arguments.seed,
-        max_tiles=arguments.max_tiles,
-        max_new_tokens=arguments.max_new_tokens,
-        max_kl=arguments.max_kl,
-        threads=arguments.threads,
+    add(
+        "--smoothing",
+        type=_smoothing,
+        default="auto",
+        metavar="auto|off|X",
+        help="move outliers of activations into weights: auto chooses an exponent for each layer (default), X is the "
+        "exponent of all layers",
     )
+    budget = "budget for the mean KL divergence, in nats: the worst layers are left unquantized until it is kept"
+    add("--max-kl", type=float, metavar="X", help=budget)
+    add("--threads", type=int, metavar="N", help="CPU threads to use")
+    add("--report", type=Path, metavar="PATH", help="also write the report to PATH.json and PATH.html")
 
 
-def _write(report: Report, path: Path | None, console: Console) -> None:
-    """Shows the report, and writes its files where ``--report`` is given."""
-    from calibration.errors import CalibrationError
-    from calibration.reporting.page import page
-
-    console.write(report.text() + "\n")
-    if path is None:
-        return
+def _smoothing(text: str) -> str | float:
+    if text in ("auto", "off"):
+        return text
     try:
-        for ending, text in ((".json", report.json()), (".html", page(report))):
-            with replaced(path.with_name(path.name + ending)) as partial:
-                partial.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise CalibrationError(f"the report {path} cannot be written: {error.strerror}") from None
+        exponent = float(text)
+    except ValueError:
+        exponent = -1.0
+    if not 0 <= exponent <= 1:
+        raise argparse.ArgumentTypeError(f"expected auto, off or an exponent from 0 to 1, got {text!r}")
+    return exponent
 
 
 if __name__ == "__main__":

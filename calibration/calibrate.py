@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,13 @@ REPORT_JSON, REPORT_HTML = "calibration.json", "calibration.html"
 """The files of the report in a bundle."""
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(Choice):
     """What is quantized, how, and what it may cost.
 
     Attributes:
         experts: ``text``, or ``text`` and ``visual``.
         attention, lm_head, kv_cache: whether these are quantized too.
-        choice: how scales are chosen.
         form: ``qdq`` or ``cpu``; None for what fits the bundle that is quantized.
         seed: of all random choices.
         max_tiles: the most tiles of a picture; None for the checkpoint's limit.
@@ -50,40 +49,27 @@ class Options:
         threads: CPU threads to compute with; None for ONNX Runtime's choice.
     """
 
-    experts: tuple[str, ...] = ("text",)
-    attention: bool = False
-    lm_head: bool = False
-    kv_cache: bool = False
-    choice: Choice = field(default_factory=Choice)
-    form: str | None = None
-    seed: int = 0
-    max_tiles: int | None = None
-    max_new_tokens: int = 64
-    max_kl: float | None = None
-    threads: int | None = None
+    experts: tuple[str, ...]
+    attention: bool
+    lm_head: bool
+    kv_cache: bool
+    form: str | None
+    seed: int
+    max_tiles: int | None
+    max_new_tokens: int
+    max_kl: float | None
+    threads: int | None
 
     def form_for(self, bundle: Bundle) -> str:
         """Returns the form of a bundle: ``cpu`` where ONNX Runtime's INT8 kernels can take it, else ``qdq``."""
-        if self.form is not None:
-            return self.form
-        return CPU if bundle.manifest.precision == "fp32" and self.choice.mode == "w8a16" else QDQ
+        return self.form or (CPU if bundle.manifest.precision == "fp32" and self.mode == "w8a16" else QDQ)
 
     def settings(self, form: str) -> dict[str, Any]:
         """Returns the options as the report lists them."""
-        choice = self.choice
-        return {
-            "mode": choice.mode,
-            "form": form,
-            "experts": list(self.experts),
-            "attention": self.attention,
-            "lm_head": self.lm_head,
-            "kv_cache": self.kv_cache,
-            "weights": choice.weights,
-            "activations": choice.activations if choice.mode == "w8a8" else None,
-            "smoothing": choice.smoothing,
-            "max_kl": self.max_kl,
-            "seed": self.seed,
-        }
+        quantized = ("mode", "form", "experts", "attention", "lm_head", "kv_cache")
+        values = {name: getattr(self, name) for name in (*quantized, "weights", "activations", "smoothing")}
+        values |= {"form": form, "activations": self.rule.activations}
+        return values | {"max_kl": self.max_kl, "seed": self.seed}
 
 
 @dataclass(frozen=True)
@@ -127,8 +113,8 @@ def calibrate(
     source = apply_to or bundle
     form = options.form_for(source)
     BundleWriter(target.bundle, target.overwrite)  # refuses a target that exists before any work
-    check_source(bundle.manifest, options.choice.mode, form=QDQ)
-    check_source(source.manifest, options.choice.mode, form, options.kv_cache)
+    check_source(bundle.manifest, options.mode, form=QDQ)
+    check_source(source.manifest, options.mode, form, options.kv_cache)
     folder = target.record.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,12 +127,11 @@ def calibrate(
         require_same(weights, source_weights, matrices)
 
     prober = Prober(load(bundle.folder, threads=options.threads), options.max_tiles, options.max_new_tokens)
-    with console.bar("reading", len(questions.observed) + len(questions.tests)) as advance:
-        check_examples(prober, [*questions.observed, *questions.tests], advance)
+    check_examples(prober, [*questions.observed, *questions.tests], console)
     record = _observe(weights, matrices, questions.observed, options, target.record, console)
     started = time.perf_counter()
     with console.bar("scales", len(matrices)) as advance:
-        chosen = choose(weights, matrices, record, options.choice, advance, options.kv_cache)
+        chosen = choose(weights, matrices, record, options, advance, options.kv_cache)
     console.say(f"chose the scales of {len(matrices)} matrices in {time.perf_counter() - started:.0f} s")
 
     console.say(f"measuring with {len(questions.tests)} other questions")

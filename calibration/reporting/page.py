@@ -114,7 +114,7 @@ def _table(rows: Sequence[Sequence[str]], head: Sequence[str] = (), words: bool 
 def _word(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, list):
+    if isinstance(value, tuple):
         return ", ".join(map(str, value))
     return "–" if value is None else str(value)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from calibration.data import Example
 from calibration.errors import CalibrationError
+from runtime.console.console import Console
 from runtime.conversation import Conversation, Prompt, Turn, common_prefix
 from runtime.errors import ImageError, PromptError
 from runtime.generation import Sequence as TokenSequence
@@ -99,20 +100,14 @@ class Prober:
         return prompt
 
 
-def check_examples(prober: Prober, examples: Sequence[Example], seen: Callable[[int], object]) -> None:
+def check_examples(prober: Prober, examples: Sequence[Example], console: Console) -> None:
     """Reads every picture and question once, so that a bad one is reported before any work.
-
-    Args:
-        prober: what will ask them.
-        examples: to check.
-        seen: called with 1 after each.
 
     Raises:
         CalibrationError: an example cannot be asked; with its line.
     """
-    for example in examples:
+    for example in console.track(examples, "reading", len(examples)):
         prober.prompt_and_answer(example)
-        seen(1)
 
 
 def _prefill(sequence: TokenSequence, prompt: Prompt) -> Logits:

@@ -1,0 +1,77 @@
+"""What ``python -m calibration`` does, once the packages that this needs are known to be there."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+
+from calibration.calibrate import REPORT_HTML, Options, Target, calibrate
+from calibration.data import Example, draw, read_examples, sample
+from calibration.errors import CalibrationError
+from calibration.observed.inspect import inspect
+from calibration.reporting.page import page
+from calibration.reporting.report import Report, comparison_report
+from calibration.trial.measure import Reference
+from calibration.trial.prober import Prober, check_examples
+from runtime.bundle.reader import Bundle
+from runtime.console.console import Console
+from runtime.console.files import replaced
+from runtime.model import load
+
+
+def calibrate_bundle(arguments: argparse.Namespace) -> None:
+    """Calibrates ``--bundle``, and writes the bundle ``-o``."""
+    examples = _read(arguments.data, arguments)
+    given = _read(arguments.test_data, arguments) if arguments.test_data is not None else None
+    questions = draw(examples, arguments.samples, arguments.test_samples, arguments.seed, given)
+    output: Path = arguments.output
+    record = arguments.record or output.parent / f"{output.resolve().name}.observed.npz"
+    apply_to = Bundle(arguments.apply_to) if arguments.apply_to is not None else None
+    options = Options(**{item.name: getattr(arguments, item.name) for item in fields(Options)})
+    console, target = Console(), Target(output, record, arguments.overwrite)
+    report = calibrate(Bundle(arguments.bundle), questions, options, target, apply_to, console)
+    _show(report, arguments.report, console)
+    console.say(
+        f'wrote {output}; its report is {output / REPORT_HTML}; try it:\n  python -m runtime.chat --bundle {output} "…"'
+    )
+
+
+def compare_bundles(arguments: argparse.Namespace) -> None:
+    """Measures how far the answers of the second bundle of ``--compare`` are from those of the first."""
+    console = Console()
+    tests = sample(_read(arguments.data, arguments), arguments.test_samples, arguments.seed)
+    before, after = (
+        Prober(load(folder, threads=arguments.threads), arguments.max_tiles, arguments.max_new_tokens)
+        for folder in arguments.compare
+    )
+    check_examples(before, tests, console)
+    with console.bar("answers before", len(tests)) as advance:
+        reference = Reference(before, tests, advance, Path(tempfile.gettempdir()))
+    with console.bar("answers after", len(tests)) as advance:
+        comparison = reference.compare(after, advance)
+    report = comparison_report(before.model.bundle.manifest, after.model.bundle.manifest, comparison)
+    _show(report, arguments.report, console)
+
+
+def inspect_record(arguments: argparse.Namespace) -> None:
+    """Shows what the file ``--inspect`` holds."""
+    Console().write(inspect(arguments.inspect) + "\n")
+
+
+def _read(data: Path, arguments: argparse.Namespace) -> list[Example]:
+    return read_examples(data, arguments.prompt if data.is_dir() or arguments.data == data else None)
+
+
+def _show(report: Report, path: Path | None, console: Console) -> None:
+    """Shows a report, and writes its files where ``--report`` is given."""
+    console.write(report.text() + "\n")
+    if path is None:
+        return
+    try:
+        for ending, text in ((".json", report.json()), (".html", page(report))):
+            with replaced(path.with_name(path.name + ending)) as partial:
+                partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CalibrationError(f"the report {path} cannot be written: {error.strerror}") from None
