@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from calibration import CalibrationError
 from calibration.data import Example, Questions, digest
-from calibration.errors import CalibrationError
 from calibration.observed.observe import observe
 from calibration.observed.record import Origin, Record, bundle_hash
 from calibration.reporting.page import page

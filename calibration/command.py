@@ -7,9 +7,9 @@ import tempfile
 from dataclasses import fields
 from pathlib import Path
 
+from calibration import CalibrationError
 from calibration.calibrate import REPORT_HTML, Options, Target, calibrate
 from calibration.data import Example, draw, read_examples, sample
-from calibration.errors import CalibrationError
 from calibration.observed.inspect import inspect
 from calibration.reporting.page import page
 from calibration.reporting.report import Report, comparison_report

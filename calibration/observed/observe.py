@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from calibration import CalibrationError
 from calibration.data import Example
-from calibration.errors import CalibrationError
 from calibration.observed.record import Record
 from calibration.observed.statistics import HALVES, PHASES, priorities
 from calibration.trial.prober import Prober

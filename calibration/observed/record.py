@@ -8,15 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from calibration.errors import CalibrationError
-from calibration.observed.statistics import HALVES, PHASES, Observed, Rows, Statistics, nothing
+from calibration import CalibrationError
+from calibration.observed.statistics import PHASES, Observed, Rows, Statistics, nothing
 from runtime.bundle.manifest import REQUIRED_FILES, Manifest
 from runtime.console.files import replaced
 
@@ -90,12 +90,11 @@ class Record:
         header: dict[str, Any] = {"format": FORMAT, "origin": asdict(self.origin), "done": self.done, "rows": {}}
         arrays: dict[str, Any] = {}
         for name, halves in self.observed.items():
-            for place, (half, phase) in _places(name):
-                statistics: Statistics = getattr(halves[half], phase)
+            for place, statistics in _places(name, halves):
                 header["rows"][place] = statistics.rows
                 arrays |= {f"{place}/{kind}": getattr(statistics, kind) for kind in _ARRAYS}
         header["caches"] = list(self.caches)
-        arrays |= {_cache_place(name): largest for name, largest in self.caches.items()}
+        arrays |= {f"caches/{name}": largest for name, largest in self.caches.items()}
         arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
         try:
             # Opened here: given a name, numpy adds an ending to it.
@@ -119,9 +118,9 @@ class Record:
                         f"{file} is a record of another version of monoedge ({header['format']}, this one reads "
                         f"{FORMAT}): {_ADVICE}"
                     )
-                origin = _origin(header["origin"])
+                origin = Origin(**{**header["origin"], "matrices": tuple(header["origin"]["matrices"])})
                 observed = {name: _observed(arrays, header["rows"], name) for name in origin.matrices}
-                caches = {name: _largest(arrays[_cache_place(name)], name) for name in header["caches"]}
+                caches = {name: _largest(arrays[f"caches/{name}"], name) for name in header["caches"]}
                 return cls(origin, int(header["done"]), observed, caches)
         except FileNotFoundError:
             raise CalibrationError(f"{file}: no such record") from None
@@ -154,17 +153,11 @@ def bundle_hash(manifest: Manifest) -> str:
     return hashlib.sha256("".join(manifest.files[name].sha256 for name in REQUIRED_FILES).encode()).hexdigest()
 
 
-def _origin(values: dict[str, Any]) -> Origin:
-    return Origin(**{**values, "matrices": tuple(values["matrices"])})
-
-
-def _places(name: str) -> list[tuple[str, tuple[int, str]]]:
-    """Returns the names of one matrix's statistics in the file, each with its half and phase."""
-    return [(f"{name}/{half}/{phase}", (half, phase)) for half in range(HALVES) for phase in PHASES]
-
-
-def _cache_place(name: str) -> str:
-    return f"caches/{name}"
+def _places(matrix: str, halves: Sequence[Observed]) -> Iterator[tuple[str, Statistics]]:
+    """Yields the statistics of one matrix, each with its name in the file."""
+    for half, observed in enumerate(halves):
+        for phase in PHASES:
+            yield f"{matrix}/{half}/{phase}", getattr(observed, phase)
 
 
 def _largest(array: Any, name: str) -> Rows:  # noqa: ANN401 - whatever lies in the file
@@ -175,8 +168,7 @@ def _largest(array: Any, name: str) -> Rows:  # noqa: ANN401 - whatever lies in 
 
 def _observed(arrays: Any, rows: dict[str, int], name: str) -> tuple[Observed, ...]:  # noqa: ANN401 - numpy's NpzFile
     halves = nothing(len(arrays[f"{name}/0/{PHASES[0]}/low"]))
-    for place, (half, phase) in _places(name):
-        statistics: Statistics = getattr(halves[half], phase)
+    for place, statistics in _places(name, halves):
         statistics.rows = int(rows[place])
         for kind in _ARRAYS:
             array, fresh = arrays[f"{place}/{kind}"], getattr(statistics, kind)

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from calibration.errors import CalibrationError
+from calibration import CalibrationError
 from calibration.observed.record import Record
 from calibration.observed.statistics import Observed, merged, outliers
 from calibration.scales.clipping import weight_scale

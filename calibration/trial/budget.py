@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from calibration.errors import CalibrationError
+from calibration import CalibrationError
 from calibration.trial.candidate import candidate, layers_of, only, without
 from calibration.trial.measure import Comparison, Reference
 from calibration.trial.prober import Prober

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from calibration import CalibrationError
 from calibration.data import Example
-from calibration.errors import CalibrationError
 from calibration.trial.prober import Logits, Prober
 
 KINDS = ("image", "text")

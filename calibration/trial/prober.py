@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from calibration import CalibrationError
 from calibration.data import Example
-from calibration.errors import CalibrationError
 from runtime.console.console import Console
 from runtime.conversation import Conversation, Prompt, Turn, common_prefix
 from runtime.errors import ImageError, PromptError

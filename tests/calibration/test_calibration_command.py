@@ -16,8 +16,8 @@ import onnx
 import pytest
 
 import runtime
+from calibration import CalibrationError
 from calibration.__main__ import main
-from calibration.errors import CalibrationError
 from calibration.observed.record import Record
 from export.errors import QuantizationError
 from export.quantized.weights import DecoderWeights

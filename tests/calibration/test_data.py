@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from calibration import CalibrationError
 from calibration.data import Example, digest, draw, read_examples
-from calibration.errors import CalibrationError
 
 
 def test_lines_of_a_file(pairs: Path) -> None:

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 import calibration.observed.observe
+from calibration import CalibrationError
 from calibration.data import Example, digest, read_examples
-from calibration.errors import CalibrationError
 from calibration.observed.observe import observe
 from calibration.observed.record import Origin, Record, bundle_hash
 from calibration.observed.statistics import merged

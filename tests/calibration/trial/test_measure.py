@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calibration import CalibrationError
 from calibration.data import Example, read_examples
-from calibration.errors import CalibrationError
 from calibration.trial.measure import Answered, Comparison, Reference, log_softmax, position
 from calibration.trial.prober import Prober
 from runtime.bundle.manifest import CHAT_TEMPLATE
