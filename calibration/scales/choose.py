@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from calibration import CalibrationError
 from calibration.observed.record import Record
@@ -28,10 +27,8 @@ from calibration.scales.smooth import (
 from export.passes.int8_caches import CachePlan
 from export.quantized.plan import MatrixPlan, QuantizationPlan, Smoothing
 from export.quantized.quantizable import Matrix
-from export.quantized.quantize import LARGEST, absmax_scale, quantize
+from export.quantized.quantize import LARGEST, Floats, absmax_scale, quantize
 from export.quantized.weights import DecoderWeights
-
-Floats = npt.NDArray[np.float32]
 
 HEADROOM = np.float32(1.25)
 """Values of a cache are clipped at the largest observed magnitude times this. A clipped key costs far more than steps

@@ -11,9 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from export.quantized.quantize import LARGEST, absmax_scale
-
-Floats = npt.NDArray[np.float32]
+from export.quantized.quantize import LARGEST, Floats, absmax_scale
 
 Error = Callable[[float], float]
 """The error of clipping activations at a fraction of the largest magnitude."""
@@ -115,14 +113,6 @@ def activation_scale(sample: Floats, absmax: float, method: str, error: Error) -
     return float(np.float32(max(threshold, absmax * 1e-6) / LARGEST))
 
 
-def _absmax(magnitudes: Floats, absmax: float, error: Error) -> float:
-    return absmax
-
-
-def _percentile(magnitudes: Floats, absmax: float, error: Error) -> float:
-    return float(np.percentile(magnitudes, PERCENTILE))
-
-
 def _mse(magnitudes: Floats, absmax: float, error: Error) -> float:
     """Searches in two rounds, to 1/32 of an octave, and up to twice the absmax: other data may exceed it."""
 
@@ -166,8 +156,8 @@ def _divergence(counts: npt.NDArray[np.int64], beyond: int) -> float:
 
 
 METHODS: dict[str, Callable[[Floats, float, Error], float]] = {
-    "absmax": _absmax,
-    "percentile": _percentile,
+    "absmax": lambda magnitudes, absmax, error: absmax,
+    "percentile": lambda magnitudes, absmax, error: float(np.percentile(magnitudes, PERCENTILE)),
     "entropy": _entropy,
     "mse": _mse,
 }

@@ -15,9 +15,7 @@ import numpy.typing as npt
 
 from calibration.observed.statistics import Observed
 from calibration.scales.clipping import Weighting, activation_scale, fake_quantized
-from export.quantized.quantize import LARGEST, absmax_scale, quantize
-
-Floats = npt.NDArray[np.float32]
+from export.quantized.quantize import LARGEST, Floats, absmax_scale, quantize
 
 EXPONENTS = tuple(np.linspace(0, 1, 11).round(2).tolist())
 
@@ -140,30 +138,35 @@ def search(candidates: Sequence[Candidate], rule: Rule, exponents: Sequence[floa
     choices = [smoothed(seen, exponent, powers) for exponent in exponents] if seen else []
     if len(choices) <= 1:
         return choices[0] if choices else Smoothed()
-    none, *errors = (float(np.mean([_error(item, choice, rule) for item in seen])) for choice in [Smoothed(), *choices])
+    # Nothing is clipped here: the gain of clipping is about the same with every exponent.
+    part = 1.0 if rule.activations else None
+    none, *errors = (
+        float(np.mean([_error(item, choice, part, quantized=True) for item in seen]))
+        for choice in [Smoothed(), *choices]
+    )
     best = int(np.argmin(errors))
     return choices[best] if errors[best] < PAYS * none else Smoothed()
 
 
-def _error(matrix: Candidate, choice: Smoothed, rule: Rule) -> float:
-    """Computes the relative error of a matrix's output after smoothing and quantizing.
+def _error(matrix: Candidate, choice: Smoothed, part: float | None, quantized: bool) -> float:
+    """Computes the relative error of a matrix's output after smoothing.
 
-    Nothing is clipped here: the gain of clipping is about the same with every exponent.
+    Args:
+        matrix: of which rows are tried.
+        choice: the smoothing.
+        part: activations are clipped at this fraction of the largest magnitude; None where they are not quantized.
+        quantized: whether the smoothed weights are quantized, without clipping.
     """
     errors = []
     for half, seen, other in matrix.tries:
         factor = choice.over(matrix.weight.shape[1], half)
+        scale = None if part is None else part * (max(float((seen.absmax / factor).max()), 1e-30) / LARGEST)
         weight = matrix.weight * factor
-        scale = absmax_scale(weight)
-        activations = _scale(seen, factor) if rule.activations else None
-        quantized = quantize(weight, scale) * scale[:, None]
-        errors.append(relative(output_squares(matrix.weight, quantized, other, factor, activations, SEARCH_SAMPLE)))
+        if quantized:
+            rows = absmax_scale(weight)
+            weight = quantize(weight, rows) * rows[:, None]
+        errors.append(relative(output_squares(matrix.weight, weight, other, factor, scale, SEARCH_SAMPLE)))
     return float(np.mean(errors))
-
-
-def _scale(observed: Observed, factor: Floats) -> float:
-    """Returns the scale with which the largest smoothed activation becomes ``LARGEST``."""
-    return max(float((observed.absmax / factor).max()), 1e-30) / LARGEST
 
 
 def weighting(observed: Observed, factor: Floats, rule: Rule) -> Weighting | None:
@@ -178,20 +181,10 @@ def input_scale(matrix: Candidate, choice: Smoothed, rule: Rule) -> float | None
     """Chooses the scale of smoothed activations; None where they are not quantized."""
     if rule.activations is None:
         return None
-    channels = matrix.weight.shape[1]
-
-    def error(part: float) -> float:
-        errors = []
-        for half, seen, other in matrix.tries:
-            factor = choice.over(channels, half)
-            weight, scale = matrix.weight * factor, part * _scale(seen, factor)
-            errors.append(relative(output_squares(matrix.weight, weight, other, factor, scale, SEARCH_SAMPLE)))
-        return float(np.mean(errors))
-
-    factor = choice.over(channels)
+    factor = choice.over(matrix.weight.shape[1])
     sample = np.concatenate([matrix.observed.prompt.sample, matrix.observed.generated.sample])
-    largest = float((matrix.observed.absmax / factor).max())
-    return activation_scale(np.divide(sample, factor, dtype=np.float32), largest, rule.activations, error)
+    values, largest = np.divide(sample, factor, dtype=np.float32), float((matrix.observed.absmax / factor).max())
+    return activation_scale(values, largest, rule.activations, lambda part: _error(matrix, choice, part, False))
 
 
 def output_squares(
