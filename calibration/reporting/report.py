@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from calibration.observed.record import Record, bundle_hash
 from calibration.scales.choose import MatrixReport
 from calibration.trial.budget import Trial, layer_name
 from calibration.trial.measure import KINDS, Comparison
+from runtime.bench.machine import versions
 from runtime.bundle.manifest import DECODER_WEIGHTS, VISUAL_DECODER_WEIGHTS, Manifest
 from runtime.bundle.reader import size_text
 from runtime.console.table import aligned
@@ -138,7 +138,7 @@ def _report(head: dict[str, Any], comparison: Comparison, sizes: tuple[int, int]
         "format": FORMAT,
         **head,
         "tested": {"data": digest([answered.example for answered, _ in comparison.answers])},
-        "software": _software(),
+        "software": versions(("monoedge", "onnxruntime", "onnxruntime-gpu", "numpy")),
         "figures": {kind: found and asdict(found) for kind, found in figures.items()},
         "sizes": dict(zip(("before", "after"), sizes, strict=True)),
         "speed": {
@@ -163,13 +163,3 @@ def _worst(comparison: Comparison) -> list[dict[str, Any]]:
         for answered, rows in comparison.answers
     ]
     return sorted(items, key=lambda item: item["mean_kl"], reverse=True)[:WORST]
-
-
-def _software() -> dict[str, str]:
-    found = {}
-    for package in ("monoedge", "onnxruntime", "onnxruntime-gpu", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

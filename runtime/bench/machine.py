@@ -73,8 +73,13 @@ def power_mode() -> str:
 
 def software_facts() -> dict[str, str]:
     """Returns the versions of Python and of the ``PACKAGES`` that are installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    return {"python": platform.python_version(), **versions(PACKAGES)}
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Returns the versions of those packages that are installed."""
+    found = {}
+    for package in packages:
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
