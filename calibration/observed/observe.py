@@ -62,9 +62,12 @@ def observe(
     prober = Prober(Model(weights.bundle, backend), record.origin.max_tiles, record.origin.max_new_tokens)
     progress(record.done)
     saved = time.monotonic()
-    for index in range(record.done, len(examples)):
-        observation.begin(index, examples[index].place)
-        _ask(prober, examples[index], observation)
+    for index, example in enumerate(examples[record.done :], record.done):
+        prompt, given = prober.prompt_and_answer(example)
+        observation.begin(index, example.place)
+        for _ in prober.answer(prompt) if given is None else prober.along(prompt, given):
+            # What follows the first logits is computed of tokens of the answer.
+            observation.phase = PHASES.index("generated")
         record.done = index + 1
         if time.monotonic() - saved >= SAVE_EVERY and not record.complete:
             record.save(file)
@@ -79,27 +82,26 @@ class _Observation:
 
     def __init__(self, record: Record, matrices: Sequence[Matrix]) -> None:
         self._record, self._matrices = record, matrices
-        self.phase = 0
-        self._example, self._place, self._piece = 0, "", 0
+        self.begin(0, "")
 
     def begin(self, example: int, place: str) -> None:
-        self._example, self._place, self._piece = example, place, 0
+        self._example, self._place, self._piece, self.phase = example, place, 0, PHASES.index("prompt")
 
     def take(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         """Takes in one run of the decoder; see ``runtime.backends.graph.Observer``."""
+        seed, half = self._record.origin.seed, self._example % HALVES
         for matrix in self._matrices:
-            self._take_rows(matrix.name, outputs[matrix.output])
+            rows, statistics = outputs[matrix.output], self._record.observed[matrix.name][half]
+            drawn = priorities(seed, self._example, self.phase, self._piece, len(rows))
+            if not getattr(statistics, PHASES[self.phase]).update(rows, drawn):
+                raise CalibrationError(
+                    f"{matrix.name}: its input has NaN or infinite values in {self._place}: {_NOT_FINITE}"
+                )
         positions = inputs[POSITION_IDS][0]
         for name, cache in inputs.items():
             if name.startswith(PAST):
                 self._take_cache(name.removeprefix(PAST), cache[0, :, positions[0] : positions[-1] + 1])
         self._piece += 1
-
-    def _take_rows(self, matrix: str, rows: Array) -> None:
-        drawn = priorities(self._record.origin.seed, self._example, self.phase, self._piece, len(rows))
-        half = self._record.observed[matrix][self._example % HALVES]
-        if not getattr(half, PHASES[self.phase]).update(rows, drawn):
-            raise CalibrationError(f"{matrix}: its input has NaN or infinite values in {self._place}: {_NOT_FINITE}")
 
     def _take_cache(self, cache: str, rows: Array) -> None:
         largest = np.abs(rows).max(axis=1).astype(np.float32)
@@ -107,14 +109,6 @@ class _Observation:
             raise CalibrationError(f"the cache {cache} has NaN or infinite values in {self._place}: {_NOT_FINITE}")
         known = self._record.caches.get(cache)
         self._record.caches[cache] = largest if known is None else np.maximum(known, largest)
-
-
-def _ask(prober: Prober, example: Example, observation: _Observation) -> None:
-    prompt, given = prober.prompt_and_answer(example)
-    observation.phase = PHASES.index("prompt")
-    for _ in prober.answer(prompt) if given is None else prober.along(prompt, given):
-        # What follows the first logits is computed of tokens of the answer.
-        observation.phase = PHASES.index("generated")
 
 
 def _require_rows(record: Record, matrices: Sequence[Matrix]) -> None:

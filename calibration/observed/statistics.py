@@ -7,7 +7,7 @@ the errors of smoothed activations, whose factors are found only afterwards.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,6 @@ def sampled_rows(channels: int) -> int:
     return max(1, min(SAMPLED_ROWS, SAMPLED_VALUES // channels))
 
 
-@dataclass
 class Statistics:
     """Streaming statistics of rows [n, channels] of one phase.
 
@@ -46,18 +45,11 @@ class Statistics:
         priorities: those of the sample's rows, uint64, ascending.
     """
 
-    channels: int
-    rows: int = 0
-    low: Rows = field(init=False)
-    high: Rows = field(init=False)
-    squares: npt.NDArray[np.float64] = field(init=False)
-    sample: Rows = field(init=False)
-    priorities: npt.NDArray[np.uint64] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.low, self.high = np.zeros((2, self.channels), np.float32)
-        self.squares = np.zeros(self.channels)
-        self.sample = np.empty((0, self.channels), np.float32)
+    def __init__(self, channels: int, rows: int = 0) -> None:
+        self.channels, self.rows = channels, rows
+        self.low, self.high = np.zeros(channels, np.float32), np.zeros(channels, np.float32)
+        self.squares = np.zeros(channels)
+        self.sample = np.empty((0, channels), np.float32)
         self.priorities = np.empty(0, np.uint64)
 
     def update(self, rows: npt.NDArray[np.floating], priorities: npt.NDArray[np.uint64]) -> bool:

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from export import external_data
-from export.external_data import GraphFile
 from export.quantized.plan import QuantizationPlan
 from export.quantized.rewrite import decoder_files
 from export.quantized.weights import DecoderWeights
@@ -33,7 +32,7 @@ def candidate(plain: DecoderWeights, plan: QuantizationPlan, form: str, threads:
         threads: CPU threads to compute with; None for ONNX Runtime's choice.
     """
     bundle, weights = plain.bundle, plain.smoothed(plan.smoothing)
-    files = _decoder_files(weights, plan, form)
+    files = decoder_files(weights, plan, form, bundle.manifest.model)
     stored = {tensor.name: tensor for tensor in weights.model.graph.initializer}
     sources = {name: source for file in files for name, source in file.tensors.items()}
     arrays: dict[str, npt.NDArray[Any]] = {}
@@ -65,11 +64,8 @@ def candidate(plain: DecoderWeights, plan: QuantizationPlan, form: str, threads:
 
 def weights_size(plain: DecoderWeights, plan: QuantizationPlan, form: str) -> int:
     """Returns how many bytes the weights of the quantized decoder take."""
-    return external_data.weights_size(_decoder_files(plain.smoothed(plan.smoothing), plan, form))
-
-
-def _decoder_files(weights: DecoderWeights, plan: QuantizationPlan, form: str) -> list[GraphFile]:
-    return decoder_files(weights, plan, form, weights.bundle.manifest.model)
+    files = decoder_files(plain.smoothed(plan.smoothing), plan, form, plain.bundle.manifest.model)
+    return external_data.weights_size(files)
 
 
 def without(plan: QuantizationPlan, layers: Collection[int | None]) -> QuantizationPlan:

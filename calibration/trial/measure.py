@@ -51,39 +51,31 @@ class Figures:
 
 @dataclass
 class Speed:
-    """The time that answers took.
+    """The seconds that answers took.
 
     Attributes:
-        prompts: how many prompts were read.
-        prompt_seconds: their sum, each from the first chunk to the logits, pictures included.
-        steps: tokens decoded after the first of each answer.
-        step_seconds: their sum.
+        prompts: of each prompt, from the first chunk to the logits, pictures included.
+        steps: of each token decoded after the first of an answer.
     """
 
-    prompts: int = 0
-    prompt_seconds: float = 0.0
-    steps: int = 0
-    step_seconds: float = 0.0
+    prompts: list[float] = field(default_factory=list)
+    steps: list[float] = field(default_factory=list)
 
     @property
     def tokens_per_second(self) -> float | None:
         """The rate of decoding; None without steps."""
-        return self.steps / self.step_seconds if self.steps else None
+        return len(self.steps) / sum(self.steps) if self.steps else None
 
     @property
     def prompt_mean(self) -> float | None:
         """The mean seconds of a prompt; None without prompts."""
-        return self.prompt_seconds / self.prompts if self.prompts else None
+        return sum(self.prompts) / len(self.prompts) if self.prompts else None
 
     def timed(self, logits: Iterable[Any]) -> Iterator[Any]:
         """Passes logits on, and measures how long each took."""
         started = time.perf_counter()
         for index, item in enumerate(logits):
-            took = time.perf_counter() - started
-            if index:
-                self.steps, self.step_seconds = self.steps + 1, self.step_seconds + took
-            else:
-                self.prompts, self.prompt_seconds = self.prompts + 1, self.prompt_seconds + took
+            (self.steps if index else self.prompts).append(time.perf_counter() - started)
             yield item
             started = time.perf_counter()
 

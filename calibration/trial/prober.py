@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from calibration import CalibrationError
 from calibration.data import Example
 from runtime.console.console import Console
-from runtime.conversation import Conversation, Prompt, Turn, common_prefix
+from runtime.conversation import Conversation, Prompt, common_prefix
 from runtime.errors import ImageError, PromptError
 from runtime.generation import Sequence as TokenSequence
 from runtime.model import Model
@@ -36,7 +37,7 @@ class Prober:
         Raises:
             CalibrationError: a picture or the question cannot be read, or the bundle is too short for the answer.
         """
-        return self._prompt(example, *self._turn(example))
+        return self._prompts(example, None)[0]
 
     def prompt_and_answer(self, example: Example) -> tuple[Prompt, list[int] | None]:
         """Returns the tokens of a question and of its given answer, the token that ends it included.
@@ -44,12 +45,9 @@ class Prober:
         Raises:
             CalibrationError: as ``prompt`` does.
         """
-        conversation, turn = self._turn(example)
-        prompt = self._prompt(example, conversation, turn)
         if example.answer is None:
-            return prompt, None
-        turn.answer = example.answer
-        whole = self._prompt(example, conversation, turn)
+            return self.prompt(example), None
+        prompt, whole = self._prompts(example, None, example.answer)
         # The answer's first letters may join the prompt's last token. The prompt then is shorter than it was alone.
         length = min(common_prefix(prompt.keys, whole.keys), len(whole) - 1)
         ids: list[int] = whole.ids[length:].tolist()
@@ -59,8 +57,7 @@ class Prober:
 
     def answer(self, prompt: Prompt) -> Iterator[tuple[int, Logits]]:
         """Yields the model's own greedy answer, token by token, each with the logits that it was chosen from."""
-        sequence = self._sequence()
-        logits = _prefill(sequence, prompt)
+        sequence, logits = self._prefilled(prompt)
         for count in range(1, self.max_new_tokens + 1):
             token = int(logits.argmax())
             yield token, logits
@@ -70,34 +67,34 @@ class Prober:
 
     def along(self, prompt: Prompt, ids: Sequence[int]) -> Iterator[Logits]:
         """Yields the logits before each token of a given answer, as many as it has tokens."""
-        sequence = self._sequence()
-        yield _prefill(sequence, prompt)
+        sequence, logits = self._prefilled(prompt)
+        yield logits
         for token in ids[:-1]:
             yield sequence.step(token)
 
-    def _sequence(self) -> TokenSequence:
-        return TokenSequence(self.model.backend, self.model.embed)
+    def _prefilled(self, prompt: Prompt) -> tuple[TokenSequence, Logits]:
+        sequence = TokenSequence(self.model.backend, self.model.embed)
+        logits = sequence.prefill(prompt, lambda: False)
+        assert logits is not None  # noqa: S101 - only when cancelled
+        return sequence, logits
 
-    def _turn(self, example: Example) -> tuple[Conversation, Turn]:
+    def _prompts(self, example: Example, *answers: str | None) -> list[Prompt]:
+        """Returns the tokens of a question with each of the answers; None stands for no answer yet."""
         model = self.model
         conversation = Conversation(model.template, model.tokenizer, model.image_processor.tokens_per_tile)
         try:
             pixels = [model.pixels(image, self.max_tiles) for image in example.images]
-            return conversation, conversation.turn(example.prompt, pixels)
+            turn = conversation.turn(example.prompt, pixels)
+            prompts = [conversation.prompt([replace(turn, answer=answer)]) for answer in answers]
         except (ImageError, PromptError) as error:
             raise CalibrationError(f"{example.place}: {error}") from None
-
-    def _prompt(self, example: Example, conversation: Conversation, turn: Turn) -> Prompt:
-        try:
-            prompt = conversation.prompt([turn])
-        except PromptError as error:
-            raise CalibrationError(f"{example.place}: {error}") from None
-        if len(prompt) + self.max_new_tokens > self.model.max_length:
-            raise CalibrationError(
-                f"{example.place}: {len(prompt)} tokens, and {self.max_new_tokens} for the answer, are more than the "
-                f"{self.model.max_length} that the bundle allows: use --max-tiles or a smaller --max-new-tokens"
-            )
-        return prompt
+        for prompt in prompts:
+            if len(prompt) + self.max_new_tokens > model.max_length:
+                raise CalibrationError(
+                    f"{example.place}: {len(prompt)} tokens, and {self.max_new_tokens} for the answer, are more than "
+                    f"the {model.max_length} that the bundle allows: use --max-tiles or a smaller --max-new-tokens"
+                )
+        return prompts
 
 
 def check_examples(prober: Prober, examples: Sequence[Example], console: Console) -> None:
@@ -108,9 +105,3 @@ def check_examples(prober: Prober, examples: Sequence[Example], console: Console
     """
     for example in console.track(examples, "reading", len(examples)):
         prober.prompt_and_answer(example)
-
-
-def _prefill(sequence: TokenSequence, prompt: Prompt) -> Logits:
-    logits = sequence.prefill(prompt, lambda: False)
-    assert logits is not None  # noqa: S101 - only when cancelled
-    return logits
