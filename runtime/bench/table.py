@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from runtime.bench.record import Record
@@ -12,22 +12,24 @@ from runtime.console.table import markdown
 Values = Callable[[Record], Iterable[float | None]]
 
 
-def _rate(count: Callable[[Record], int], seconds: Callable[[Record], Iterable[float]]) -> Values:
-    return lambda record: [count(record) / each if each > 0 else None for each in seconds(record)]
-
-
-def _prefill_seconds(record: Record) -> list[float]:
-    return [total - image for total, image in zip(record.first_token, record.image, strict=True)]
+def _prefill_rates(record: Record) -> list[float]:
+    seconds = (total - image for total, image in zip(record.first_token, record.image, strict=True))
+    return [record.prompt_tokens / each for each in seconds if each > 0]
 
 
 def decode_rates(record: Record) -> list[float]:
-    """Tokens per second after the first token, one value an answer."""
+    """Returns the tokens per second after the first token, one value for each answer."""
     return [len(steps) / sum(steps) for steps in record.steps]
 
 
 def _late_steps(record: Record) -> list[float]:
-    """The step time that 19 of 20 steps stay below, one value an answer."""
+    """Returns the step time that 19 of 20 steps stay below, one value for each answer."""
     return [sorted(steps)[-(-19 * len(steps) // 20) - 1] for steps in record.steps]
+
+
+def _read_rates(record: Record) -> list[float]:
+    """Returns the bytes of weights read per second while decoding, one value for each answer."""
+    return [rate * record.weight_bytes for rate in decode_rates(record)]
 
 
 # Title, unit, values of a record. Each is shown as a median over all processes and answers.
@@ -36,18 +38,19 @@ _ROWS: tuple[tuple[str, float, Values], ...] = (
     ("first answer of a process: time to first token, s", 1, lambda record: [record.cold_first_token]),
     ("picture: cut and encoded, s", 1, lambda record: record.image if record.visual_tokens else []),
     ("time to first token, s", 1, lambda record: record.first_token),
-    ("prefill, tokens/s", 1, _rate(lambda record: record.prompt_tokens, _prefill_seconds)),
+    ("prefill, tokens/s", 1, _prefill_rates),
     ("decode, tokens/s", 1, decode_rates),
     ("decode, 19 of 20 steps below, ms", 1e-3, _late_steps),
     ("peak memory, GB", 1e9, lambda record: [record.memory.peak]),
     ("anonymous memory, GB", 1e9, lambda record: [record.memory.anonymous]),
     ("mapped files in memory, GB", 1e9, lambda record: [record.memory.mapped]),
     ("memory of its own GPU, GB", 1e9, lambda record: [record.memory.gpu]),
+    ("weights read while decoding, GB/s", 1e9, _read_rates),
 )
 
 
 def header(results: dict[str, Any]) -> str:
-    """Machine, speeds and contenders."""
+    """Returns what stands above the tables: machine, speeds and contenders."""
     machine = results["machine"]
     before, after = (results[f"speed_{when}"] for when in ("before", "after"))
     workload = results["workload"]
@@ -76,40 +79,36 @@ def header(results: dict[str, Any]) -> str:
 
 
 def letters(results: dict[str, Any]) -> list[str]:
-    """One a contender."""
+    """Returns a letter for each contender."""
     return [chr(ord("A") + index) for index in range(len(results["contenders"]))]
 
 
 def case_table(results: dict[str, Any], index: int) -> str:
-    """All measurements of one prompt; ratios are to the first contender."""
+    """Returns all measurements of one prompt; ratios are to the first contender."""
     cases = [contender["cases"][index] for contender in results["contenders"]]
-
-    def reading(record: Record) -> list[float]:
-        return [rate * record.weight_bytes for rate in decode_rates(record)]
-
-    rows = (*_ROWS, ("weights read while decoding, GB/s", 1e9, reading))
     table = [[cases[0]["title"], *letters(results)]]
-    for title, unit, values in rows:
-        columns = [[value for record in case["records"] for value in values(record)] for case in cases]
-        cells = _cells([[value / unit for value in column if value is not None] for column in columns])
-        if any(cells):
-            table.append([title, *cells])
-    beside = [case["bytes_per_second"] for case in cases]
-    shares = [
-        [100 * rate / max(near) for record, near in zip(case["records"], own, strict=True) for rate in reading(record)]
-        for case, own in zip(cases, beside, strict=True)
-    ]
-    read = [[speed / 1e9 for near in own for speed in near] for own in beside]
-    table.append(["the same, % of the next line's larger value", *(_cells([column])[0] for column in shares)])
-    table.append(["the cores read just before and after, GB/s", *(_cells([column])[0] for column in read)])
-    cached = [_cells([[100 * part for part in case["cached_before"] if part is not None]])[0] for case in cases]
+    for title, unit, values in _ROWS:
+        found = [[value for record in case["records"] for value in values(record)] for case in cases]
+        columns = [[value / unit for value in column if value is not None] for column in found]
+        if any(columns):
+            table.append([title, _cell(columns[0]), *(_cell(column, columns[0]) for column in columns[1:])])
+    shares, read, cached = [], [], []
+    for case in cases:
+        beside = case["bytes_per_second"]
+        pairs = zip(case["records"], beside, strict=True)
+        shares.append([100 * rate / max(near) for record, near in pairs for rate in _read_rates(record)])
+        read.append([speed / 1e9 for near in beside for speed in near])
+        cached.append([100 * part for part in case["cached_before"] if part is not None])
+    # Each for itself, without ratios.
+    table.append(["the same, % of the next line's larger value", *map(_cell, shares)])
+    table.append(["the cores read just before and after, GB/s", *map(_cell, read)])
     if any(cached):
-        table.append(["of the bundle in the page cache before, %", *cached])
+        table.append(["of the bundle in the page cache before, %", *map(_cell, cached)])
     return markdown(table)
 
 
 def context_table(results: dict[str, Any]) -> str | None:
-    """Decoding by what the caches hold; None for a single length."""
+    """Returns the rates of decoding by what the caches hold; None for a single length."""
     lengths = [case["records"][0].prompt_tokens for case in results["contenders"][0]["cases"]]
     if len(set(lengths)) < 2:
         return None
@@ -127,22 +126,16 @@ def context_table(results: dict[str, Any]) -> str | None:
     return markdown(table)
 
 
-def _cells(columns: list[list[float]]) -> list[str]:
-    medians = [statistics.median(column) if column else None for column in columns]
-    cells = []
-    for index, (median, column) in enumerate(zip(medians, columns, strict=True)):
-        if median is None:
-            cells.append("")
-            continue
-        cell = _number(median)
-        if (least := _number(min(column))) != (most := _number(max(column))):
-            cell += f" ({least} … {most})"
-        if index and medians[0]:
-            cell += f", ×{_number(median / medians[0])}"
-        cells.append(cell)
-    return cells
+def _cell(values: list[float], first: Sequence[float] = ()) -> str:
+    """Returns the median, the smallest and largest value, and the ratio to the median of the first contender's."""
+    if not values:
+        return ""
+    median, least, most = (_number(value) for value in (statistics.median(values), min(values), max(values)))
+    cell = median if least == most else f"{median} ({least} … {most})"
+    base = statistics.median(first) if first else 0
+    return f"{cell}, ×{_number(statistics.median(values) / base)}" if base else cell
 
 
 def _number(value: float) -> str:
-    """Three digits, which is more than times repeat to."""
+    """Rounds to three digits, which is more than times repeat to."""
     return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
