@@ -48,6 +48,9 @@ Prompts are random tokens of exactly the given length, and the stop token is ign
 from a picture in memory and a prompt in tokens. Run it on an idle machine: the header gives the load average, and how
 fast memory was read before and after."""
 
+_FACTS = ("text_tokens", "tiles", "context", "new_tokens", "rounds", "warmup", "repeats", "threads", "cold")
+"""The options that the results name."""
+
 
 def main() -> None:
     """Reads the command line, measures, and prints the tables."""
@@ -60,22 +63,27 @@ def main() -> None:
     if arguments.rounds < 1:
         raise OptionError(f"--rounds: expected at least 1, got {arguments.rounds}")
     cases = _cases(arguments)
-    contenders = [_Contender(text, arguments.backend) for text in (arguments.bundle, *arguments.compare)]
+    contenders = [_Contender(text, arguments.backend, cases) for text in (arguments.bundle, *arguments.compare)]
 
     console = Console()
     results: dict[str, Any] = {
         "date": date.today().isoformat(),
         "machine": machine_facts(),
-        "workload": _facts(arguments),
+        "workload": {name: getattr(arguments, name) for name in _FACTS},
         "speed_before": _speed(),
-        "contenders": [_empty(contender, cases) for contender in contenders],
+        "contenders": [{"command": contender.command, "cases": contender.cases} for contender in contenders],
     }
-    _measure(results, contenders, cases, arguments, console)
+    _measure(contenders, cases, arguments, results["speed_before"]["bytes_per_second"], console)
     results["speed_after"] = _speed()
     tables = [header(results), *(case_table(results, index) for index in range(len(cases))), context_table(results)]
     console.write("\n\n".join(table for table in tables if table is not None) + "\n")
     if arguments.json is not None:
-        _write(arguments.json, json.dumps(results, indent=1, ensure_ascii=False, default=asdict) + "\n")
+        try:
+            with replaced(arguments.json) as partial:
+                text = json.dumps(results, indent=1, ensure_ascii=False, default=asdict)
+                partial.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise MonoedgeError(f"--json: {arguments.json} cannot be written: {error.strerror}") from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,11 +121,6 @@ def _cases(arguments: argparse.Namespace) -> list[Workload]:
     return list(dict.fromkeys(cases))
 
 
-def _facts(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("text_tokens", "tiles", "context", "new_tokens", "rounds", "warmup", "repeats", "threads", "cold")
-    return {name: getattr(arguments, name) for name in names}
-
-
 def _speed() -> dict[str, float]:
     return {"bytes_per_second": read_bandwidth(), "flops": matmul_speed()}
 
@@ -130,8 +133,12 @@ class _Contender:
         OptionError: neither a folder nor a command.
     """
 
-    def __init__(self, text: str, backend: str | None) -> None:
+    def __init__(self, text: str, backend: str | None, cases: list[Workload]) -> None:
         self.text = text
+        self.cases: list[dict[str, Any]] = [
+            {"title": "", "workload": asdict(case), "cached_before": [], "bytes_per_second": [], "records": []}
+            for case in cases
+        ]
         self.folder = Path(text).expanduser() if " " not in text or Path(text).expanduser().is_dir() else None
         if self.folder is not None:
             Bundle(self.folder)  # refused now, not by the first process
@@ -172,47 +179,30 @@ class _Contender:
         return Record.from_json(lines[-1] if lines else "")
 
 
-def _empty(contender: _Contender, cases: list[Workload]) -> dict[str, Any]:
-    return {
-        "command": contender.command,
-        "cases": [
-            {"title": "", "workload": asdict(case), "cached_before": [], "bytes_per_second": [], "records": []}
-            for case in cases
-        ],
-    }
-
-
 def _measure(
-    results: dict[str, Any],
-    contenders: list[_Contender],
-    cases: list[Workload],
-    arguments: argparse.Namespace,
-    console: Console,
+    contenders: list[_Contender], cases: list[Workload], arguments: argparse.Namespace, before: float, console: Console
 ) -> None:
-    """Fills in the records, round by round."""
-    total, done, began = arguments.rounds * len(cases) * len(contenders), 0, time.monotonic()
-    # Beside each process: a virtual machine may read twice as fast in one minute as in the next.
-    before = results["speed_before"]["bytes_per_second"]
-    for _ in range(arguments.rounds):
-        for index, case in enumerate(cases):
-            for contender, result in zip(contenders, results["contenders"], strict=True):
-                if contender.folder is not None:
-                    if arguments.cold:
-                        drop_cached(contender.folder)
-                    result["cases"][index]["cached_before"].append(cached_part(contender.folder))
-                record = contender.measure(case)
-                after = read_bandwidth()
-                result["cases"][index]["records"].append(record)
-                result["cases"][index]["bytes_per_second"].append([before, after])
-                before = after
-                result["cases"][index]["title"] = _title(case, record)
-                done += 1
-                left = (time.monotonic() - began) / done * (total - done)
-                console.say(
-                    f"[{done:{len(str(total))}}/{total}] {contender.text}, {_title(case, record)}: first token "
-                    f"{min(record.first_token):.2f} s, then {max(decode_rates(record)):.1f} tokens/s; "
-                    f"about {left:.0f} s left"
-                )
+    """Fills in the contenders' cases, round by round. The last read bandwidth was ``before``."""
+    numbers = range(len(cases))
+    turns = [(contender, index) for _ in range(arguments.rounds) for index in numbers for contender in contenders]
+    began = time.monotonic()
+    for done, (contender, index) in enumerate(turns, start=1):
+        case, found = cases[index], contender.cases[index]
+        if contender.folder is not None:
+            if arguments.cold:
+                drop_cached(contender.folder)
+            found["cached_before"].append(cached_part(contender.folder))
+        record = contender.measure(case)
+        # Beside each process: a virtual machine may read twice as fast in one minute as in the next.
+        after = read_bandwidth()
+        found["records"].append(record)
+        found["bytes_per_second"].append([before, after])
+        before, found["title"] = after, _title(case, record)
+        left = (time.monotonic() - began) / done * (len(turns) - done)
+        console.say(
+            f"[{done:{len(str(len(turns)))}}/{len(turns)}] {contender.text}, {found['title']}: first token "
+            f"{min(record.first_token):.2f} s, then {max(decode_rates(record)):.1f} tokens/s; about {left:.0f} s left"
+        )
 
 
 def _title(case: Workload, record: Record) -> str:
@@ -220,14 +210,6 @@ def _title(case: Workload, record: Record) -> str:
         return f"{case.text_tokens} text tokens"
     tiles = f"{case.tiles} tile{'s' * (case.tiles > 1)}"
     return f"{case.text_tokens} text tokens and {tiles}, {record.prompt_tokens} tokens together"
-
-
-def _write(file: Path, text: str) -> None:
-    try:
-        with replaced(file) as partial:
-            partial.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise MonoedgeError(f"--json: {file} cannot be written: {error.strerror}") from None
 
 
 if __name__ == "__main__":
