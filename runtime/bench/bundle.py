@@ -57,23 +57,18 @@ def weight_bytes(manifest: Manifest) -> int:
     INT8 counts as one byte a weight. Norms, a thousandth of that, and scales are left out: scales are less than a
     twentieth, with experts in 4 bits a fifth.
     """
-    sizes, quantization = manifest.model, manifest.quantization
+    sizes = manifest.model
+    quantization = manifest.quantization or Quantization(MODES[0], QDQ, (), attention=False, lm_head=False)
     heads = sizes.num_attention_heads + sizes.num_key_value_heads
     attention = 2 * heads * sizes.head_dim * sizes.hidden_size
     experts = 3 * sizes.hidden_size * sizes.intermediate_size
     head = sizes.vocab_size * sizes.hidden_size
     full = PRECISIONS[manifest.precision].itemsize
-
-    def size(in_int8: bool) -> int:
-        return 1 if in_int8 else full
-
-    if quantization is None:
-        quantization = Quantization(MODES[0], QDQ, (), False, False)
-    expert_bytes = experts * size("text" in quantization.experts)
+    expert_bytes = experts * (1 if "text" in quantization.experts else full)
     if quantization.mode == W4A16:
         expert_bytes //= 2
-    layer = expert_bytes + attention * size(quantization.attention)
-    return sizes.num_hidden_layers * layer + head * size(quantization.lm_head)
+    layer = expert_bytes + attention * (1 if quantization.attention else full)
+    return sizes.num_hidden_layers * layer + head * (1 if quantization.lm_head else full)
 
 
 if __name__ == "__main__":

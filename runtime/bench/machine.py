@@ -21,17 +21,8 @@ from typing import Any
 
 import numpy as np
 
-PACKAGES = (
-    "monoedge",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "tensorrt",
-    "tensorrt-rtx-cu13",
-    "torch",
-    "llama-cpp-python",
-    "numpy",
-)
-"""Packages whose versions a benchmark names, where they are installed."""
+BACKENDS = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "torch", "llama-cpp-python")
+"""Packages that compute. A benchmark names the versions of those that are installed."""
 
 READ_BYTES = 512 << 20
 """Bytes that one measurement of the read bandwidth reads: more than any cache holds."""
@@ -39,12 +30,14 @@ READ_BYTES = 512 << 20
 
 def machine_facts() -> dict[str, Any]:
     """Returns processor, memory, GPU, power mode, system, and load average."""
+    cpu = re.search(r"^model name\s*:\s*(.+)", _text("/proc/cpuinfo"), re.M)
     return {
-        "cpu": _cpu(),
+        # Arm systems name the board instead.
+        "cpu": cpu[1] if cpu else _text("/proc/device-tree/model").strip("\0\n") or platform.machine(),
         "cores": cores(),
-        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "memory_bytes": _memory_bytes(),
         "gpu": _output("nvidia-smi", "--query-gpu=name,driver_version,power.limit", "--format=csv,noheader"),
-        "power_mode": power_mode(),
+        "power_mode": _power_mode(),
         "system": platform.platform(),
         "load_average_before": os.getloadavg()[0],
     }
@@ -55,13 +48,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _cpu() -> str:
-    found = re.search(r"^model name\s*:\s*(.+)", _text("/proc/cpuinfo"), re.M)
-    # Arm systems name the board instead.
-    return found[1] if found else _text("/proc/device-tree/model").strip("\0\n") or platform.machine()
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def power_mode() -> str:
+def _power_mode() -> str:
     """Returns a Jetson's power mode, otherwise the frequency governors of the cores, otherwise ``unknown``."""
     found = re.search(r"Power Mode: *(\S+)", _output("nvpmodel", "-q"))
     if found:
@@ -72,8 +63,8 @@ def power_mode() -> str:
 
 
 def software_facts() -> dict[str, str]:
-    """Returns the versions of Python and of the ``PACKAGES`` that are installed."""
-    return {"python": platform.python_version(), **versions(PACKAGES)}
+    """Returns the versions of Python, of monoedge and of what computes."""
+    return {"python": platform.python_version(), **versions(("monoedge", *BACKENDS, "numpy"))}
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
@@ -103,9 +94,6 @@ def _output(*command: str) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return "; ".join(done.stdout.split("\n")).strip("; ")
-
-
-# ---- memory ----------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -138,13 +126,11 @@ class MemoryWatch:
     def sample(self) -> None:
         """Takes a sample."""
         available = _kilobytes("/proc/meminfo", "MemAvailable")
-        now = Memory(
-            peak=_kilobytes("/proc/self/status", "VmHWM"),
-            anonymous=_kilobytes("/proc/self/status", "RssAnon"),
-            mapped=_kilobytes("/proc/self/status", "RssFile"),
-            taken=None if available is None or self._available is None else self._available - available,
-        )
-        for name, value in vars(now).items():
+        names = {"peak": "VmHWM", "anonymous": "RssAnon", "mapped": "RssFile"}
+        now = {name: _kilobytes("/proc/self/status", key) for name, key in names.items()}
+        if available is not None and self._available is not None:
+            now["taken"] = self._available - available
+        for name, value in now.items():
             before = getattr(self.most, name)
             if value is not None and (before is None or value > before):
                 setattr(self.most, name, value)
@@ -167,16 +153,12 @@ def _kilobytes(file: str, key: str) -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-# ---- page cache ------------------------------------------------------------------------------------------
-
-
 def drop_cached(folder: Path) -> None:
     """Drops the files of a folder from the page cache, as far as nothing maps them."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())  # only what is on the disk can be dropped
-                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    for file in filter(Path.is_file, folder.rglob("*")):
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())  # only what is on the disk can be dropped
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def cached_part(folder: Path) -> float | None:
@@ -184,10 +166,9 @@ def cached_part(folder: Path) -> float | None:
     if not hasattr(os, "RWF_NOWAIT"):
         return None
     cached = total = 0.0
-    for file in folder.rglob("*"):
-        if not file.is_file() or not (size := file.stat().st_size):
-            continue
-        hits, samples = 0, min(64, -(-size // 4096))
+    for file in filter(Path.is_file, folder.rglob("*")):
+        size, hits = file.stat().st_size, 0
+        samples = min(64, -(-size // 4096))
         with file.open("rb", buffering=0) as stream:
             for index in range(samples):
                 try:
@@ -196,11 +177,8 @@ def cached_part(folder: Path) -> float | None:
                     hits += 1
                 except OSError:  # not cached; a file system that does not say counts as not cached
                     continue
-        cached, total = cached + size * hits / samples, total + size
+        cached, total = cached + size * hits / max(samples, 1), total + size
     return cached / total if total else 0.0
-
-
-# ---- speed -----------------------------------------------------------------------------------------------
 
 
 def read_bandwidth() -> float:
@@ -209,8 +187,8 @@ def read_bandwidth() -> float:
     Each core ORs its part of an array; numpy does that in vector registers and without Python's lock. Nothing is
     written, as decoding writes almost nothing.
     """
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    words = np.ones(min(READ_BYTES, memory // 16) // 8, np.int64)  # written, or all pages would be the one of zeros
+    # Written, or all pages would be the one of zeros.
+    words = np.ones(min(READ_BYTES, _memory_bytes() // 16) // 8, np.int64)
     parts = np.array_split(words, cores())
     with ThreadPoolExecutor(len(parts)) as threads:
         return words.nbytes / min(repeat(lambda: list(threads.map(np.bitwise_or.reduce, parts)), number=1, repeat=15))

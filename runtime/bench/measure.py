@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -55,8 +56,7 @@ def measure(what: Workload, load: Callable[[], Loaded]) -> Record:
     loaded = load()
     load_seconds = time.perf_counter() - started
     memory.sample()
-    questions = _Questions(what, loaded)
-    answers = []
+    questions, answers = _Questions(what, loaded), list[_Answer]()
     for _ in range(what.warmup + what.repeats):
         answers.append(_answer(questions, what.new_tokens, memory))
         memory.sample()
@@ -82,18 +82,18 @@ class _Questions:
 
     def __init__(self, what: Workload, loaded: Loaded) -> None:
         random = np.random.default_rng(0)
-        self.loaded = loaded
-        processor, self._grid = loaded.image_processor, 0
-        self.visual_tokens = 0
+        self.loaded, self.visual_tokens = loaded, 0
         self.encoding = 0.0
         """Seconds that the last picture took to encode."""
+        self._cut: Callable[[], npt.NDArray[np.float32]] | None = None
         if what.tiles:
+            processor = loaded.image_processor
             if processor is None:
                 raise OptionError("--tiles: this model sees no pictures: ask with --tiles 0")
-            self._grid = _grid(processor, what.tiles)
+            grid = _grid(processor, what.tiles)
             self.visual_tokens = what.tiles * processor.tokens_per_tile
-            shape = (processor.image_size, processor.image_size * self._grid, 3)
-            self._picture = random.integers(0, 256, shape, dtype=np.uint8)
+            shape = (processor.image_size, processor.image_size * grid, 3)
+            self._cut = partial(processor, random.integers(0, 256, shape, dtype=np.uint8), grid)
         total = self.visual_tokens + what.text_tokens
         if total + what.new_tokens > loaded.backend.max_length:
             raise PromptError(
@@ -110,11 +110,8 @@ class _Questions:
 
     def prompt(self) -> Prompt:
         """Returns the prompt, its picture cut into tiles each time."""
-        images = []
-        if self._grid:
-            assert self.loaded.image_processor is not None  # noqa: S101 - checked with the tiles
-            images = [HostPixels(self.loaded.image_processor(self._picture, self._grid), self._encode)]
-        return Prompt(self._ids, self._visual_mask, self._ids, tuple(images))
+        images = (HostPixels(self._cut(), self._encode),) if self._cut else ()
+        return Prompt(self._ids, self._visual_mask, self._ids, images)
 
     def _encode(self, pixel_values: npt.NDArray[np.float32]) -> Array:
         started = time.perf_counter()
@@ -125,12 +122,9 @@ class _Questions:
 
 def _grid(processor: ImageProcessor, tiles: int) -> int:
     """Returns the columns of a one-row grid that has so many tiles, its thumbnail included."""
-
-    def count(columns: int) -> int:
-        return processor.tiles(columns * processor.image_size, processor.image_size, columns)
-
+    size = processor.image_size
     grids = range(processor.min_tiles, processor.max_tiles + 1) if processor.dynamic_image_size else (1,)
-    possible = {count(columns): columns for columns in grids}
+    possible = {processor.tiles(columns * size, size, columns): columns for columns in grids}
     if tiles not in possible:
         raise OptionError(
             f"--tiles: no picture is cut into {tiles} tiles, the thumbnail counted; expected one of 0, "
