@@ -66,10 +66,9 @@ class Options(Choice):
 
     def settings(self, form: str) -> dict[str, Any]:
         """Returns the options as the report lists them."""
-        quantized = ("mode", "form", "experts", "attention", "lm_head", "kv_cache")
-        values = {name: getattr(self, name) for name in (*quantized, "weights", "activations", "smoothing")}
-        values |= {"form": form, "activations": self.rule.activations}
-        return values | {"max_kl": self.max_kl, "seed": self.seed}
+        names = ("mode", "form", "experts", "attention", "lm_head", "kv_cache", "weights", "activations", "smoothing")
+        values = {name: getattr(self, name) for name in (*names, "max_kl", "seed")}
+        return values | {"form": form, "activations": self.rule.activations}
 
 
 @dataclass(frozen=True)
