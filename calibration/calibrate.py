@@ -27,7 +27,7 @@ from export.quantized.weights import DecoderWeights
 from export.writer import BundleWriter
 from runtime.bundle.manifest import CPU, QDQ, TOKENIZER
 from runtime.bundle.reader import Bundle
-from runtime.console.console import SILENT, Console
+from runtime.console.console import Console
 from runtime.model import load
 
 REPORT_JSON, REPORT_HTML = "calibration.json", "calibration.html"
@@ -71,28 +71,16 @@ class Options(Choice):
         return values | {"form": form, "activations": self.rule.activations}
 
 
-@dataclass(frozen=True)
-class Target:
-    """What a calibration writes.
-
-    Attributes:
-        bundle: the folder of the quantized bundle, with the report in it.
-        record: the file of the observations. A complete one is used again, an incomplete one is completed.
-        overwrite: whether a bundle that exists is replaced.
-    """
-
-    bundle: Path
-    record: Path
-    overwrite: bool = False
-
-
 def calibrate(
     bundle: Bundle,
     questions: Questions,
     options: Options,
-    target: Target,
-    apply_to: Bundle | None = None,
-    console: Console = SILENT,
+    output: Path,
+    file: Path,
+    *,
+    overwrite: bool,
+    apply_to: Bundle | None,
+    console: Console,
 ) -> Report:
     """Makes a quantized bundle.
 
@@ -100,7 +88,9 @@ def calibrate(
         bundle: not quantized, fp32 or fp16. It is observed, and answers are compared with its own.
         questions: to observe, and to measure with.
         options: what is quantized, and how.
-        target: what is written.
+        output: the folder of the quantized bundle, with the report in it.
+        file: of the observations. A complete one is used again, an incomplete one is completed.
+        overwrite: whether a bundle that exists is replaced.
         apply_to: the same model in another number format, which is quantized instead.
         console: shows each step and the progress.
 
@@ -111,10 +101,10 @@ def calibrate(
     """
     source = apply_to or bundle
     form = options.form_for(source)
-    BundleWriter(target.bundle, target.overwrite)  # refuses a target that exists before any work
+    BundleWriter(output, overwrite)  # refuses a target that exists before any work
     check_source(bundle.manifest, options.mode, form=QDQ)
     check_source(source.manifest, options.mode, form, options.kv_cache)
-    folder = target.record.parent
+    folder = file.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -127,7 +117,7 @@ def calibrate(
 
     prober = Prober(load(bundle.folder, threads=options.threads), options.max_tiles, options.max_new_tokens)
     check_examples(prober, [*questions.observed, *questions.tests], console)
-    record = _observe(weights, matrices, questions.observed, options, target.record, console)
+    record = _observe(weights, matrices, questions.observed, options, file, console)
     started = time.perf_counter()
     with console.bar("scales", len(matrices)) as advance:
         chosen = choose(weights, matrices, record, options, advance, options.kv_cache)
@@ -153,11 +143,11 @@ def calibrate(
     )
     write_quantized(
         source_weights,
-        target.bundle,
+        output,
         trial.plan,
         form=form,
         record={REPORT_JSON: report.json().encode(), REPORT_HTML: page(report).encode()},
-        overwrite=target.overwrite,
+        overwrite=overwrite,
         console=console,
     )
     return report

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from calibration import CalibrationError
-from calibration.calibrate import REPORT_HTML, Options, Target, calibrate
+from calibration.calibrate import REPORT_HTML, Options, calibrate
 from calibration.data import Example, draw, read_examples, sample
 from calibration.observed.inspect import inspect
 from calibration.reporting.page import page
@@ -30,8 +30,10 @@ def calibrate_bundle(arguments: argparse.Namespace) -> None:
     record = arguments.record or output.parent / f"{output.resolve().name}.observed.npz"
     apply_to = Bundle(arguments.apply_to) if arguments.apply_to is not None else None
     options = Options(**{item.name: getattr(arguments, item.name) for item in fields(Options)})
-    console, target = Console(), Target(output, record, arguments.overwrite)
-    report = calibrate(Bundle(arguments.bundle), questions, options, target, apply_to, console)
+    console, bundle = Console(), Bundle(arguments.bundle)
+    report = calibrate(
+        bundle, questions, options, output, record, overwrite=arguments.overwrite, apply_to=apply_to, console=console
+    )
     _show(report, arguments.report, console)
     console.say(
         f'wrote {output}; its report is {output / REPORT_HTML}; try it:\n  python -m runtime.chat --bundle {output} "…"'

@@ -67,7 +67,7 @@ def observe(
         observation.begin(index, example.place)
         for _ in prober.answer(prompt) if given is None else prober.along(prompt, given):
             # What follows the first logits is computed of tokens of the answer.
-            observation.phase = PHASES.index("generated")
+            observation.phase = "generated"
         record.done = index + 1
         if time.monotonic() - saved >= SAVE_EVERY and not record.complete:
             record.save(file)
@@ -85,15 +85,15 @@ class _Observation:
         self.begin(0, "")
 
     def begin(self, example: int, place: str) -> None:
-        self._example, self._place, self._piece, self.phase = example, place, 0, PHASES.index("prompt")
+        self._example, self._place, self._piece, self.phase = example, place, 0, "prompt"
 
     def take(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         """Takes in one run of the decoder; see ``runtime.backends.graph.Observer``."""
         seed, half = self._record.origin.seed, self._example % HALVES
         for matrix in self._matrices:
             rows, statistics = outputs[matrix.output], self._record.observed[matrix.name][half]
-            drawn = priorities(seed, self._example, self.phase, self._piece, len(rows))
-            if not getattr(statistics, PHASES[self.phase]).update(rows, drawn):
+            drawn = priorities(seed, self._example, PHASES.index(self.phase), self._piece, len(rows))
+            if not getattr(statistics, self.phase).update(rows, drawn):
                 raise CalibrationError(
                     f"{matrix.name}: its input has NaN or infinite values in {self._place}: {_NOT_FINITE}"
                 )

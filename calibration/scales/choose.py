@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -99,7 +99,7 @@ class Chosen:
     """A plan, and the figures of its matrices."""
 
     plan: QuantizationPlan
-    matrices: list[MatrixReport] = field(default_factory=list)
+    matrices: list[MatrixReport]
 
 
 def choose(
