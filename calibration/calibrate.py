@@ -17,7 +17,7 @@ from calibration.observed.record import Origin, Record, bundle_hash
 from calibration.reporting.page import page
 from calibration.reporting.report import Report, calibration_report
 from calibration.scales.choose import Choice, choose
-from calibration.trial.budget import Trials, fit_budget, layer_names
+from calibration.trial.budget import Trials, fit_budget, layer_name
 from calibration.trial.candidate import weights_size
 from calibration.trial.measure import Reference
 from calibration.trial.prober import Prober, check_examples
@@ -131,7 +131,7 @@ def calibrate(
     if options.max_kl is not None:
         trial = fit_budget(trials, trial, options.max_kl)
         if trial.kept:
-            console.say(f"not quantized, to keep within the budget: {layer_names(trial.kept)}")
+            console.say(f"not quantized, to keep within the budget: {', '.join(map(layer_name, trial.kept))}")
     planned = {matrix.name for matrix in trial.plan.matrices}
     report = calibration_report(
         source.manifest,

@@ -50,9 +50,9 @@ class Candidate:
 
     @property
     def tries(self) -> list[tuple[int | None, Observed, Observed]]:
-        """Each half, what to choose with, and the other, what to try the choice on; with the number of the first.
+        """Pairs of halves, after the number of the first: one to choose with, the other to try the choice on.
 
-        If a half is empty, both are all observations, and the number is None.
+        If a half is empty, there is one pair: all observations twice, after None.
         """
         if not all(half.rows for half in self.halves):
             return [(None, self.observed, self.observed)]

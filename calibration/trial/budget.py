@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from calibration import CalibrationError
@@ -95,9 +94,9 @@ def fit_budget(trials: Trials, whole: Trial, budget: float) -> Trial:
     found: dict[int, Trial] = {}
 
     def is_enough(count: int) -> bool:
-        """Whether the budget holds without so many of the worst layers."""
+        """Says whether the budget holds without so many of the worst layers."""
         trial = trials.run(without(whole.plan, worst[:count]), f"without {count} layers")
-        trials.console.say(f"without {layer_names(worst[:count])}: mean KL {trial.mean_kl:.2e}")
+        trials.console.say(f"without {', '.join(map(layer_name, worst[:count]))}: mean KL {trial.mean_kl:.2e}")
         found[count] = replace(trial, kept=tuple(worst[:count]), sensitivity=sensitivity)
         return trial.mean_kl <= budget
 
@@ -116,8 +115,3 @@ def fit_budget(trials: Trials, whole: Trial, budget: float) -> Trial:
 def layer_name(layer: int | None) -> str:
     """Names a layer for people."""
     return "lm_head" if layer is None else f"layer {layer}"
-
-
-def layer_names(layers: Sequence[int | None]) -> str:
-    """Names several layers for people."""
-    return ", ".join(map(layer_name, layers))

@@ -54,8 +54,7 @@ _FACTS = ("text_tokens", "tiles", "context", "new_tokens", "rounds", "warmup", "
 
 def main() -> None:
     """Reads the command line, measures, and prints the tables."""
-    parser = _parser()
-    arguments = parser.parse_args()
+    arguments = _parser().parse_args()
     if not arguments.bundle:
         raise OptionError(f"expected --bundle DIR, or the environment variable {BUNDLE_VARIABLE}")
     if arguments.json is not None and not arguments.json.parent.is_dir():

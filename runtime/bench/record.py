@@ -55,8 +55,8 @@ def workload_parser(prog: str, description: str) -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group("the workload, as python -m runtime.bench gives it")
     for field in fields(Workload):
-        needed = field.name != "threads"
-        group.add_argument(f"--{field.name.replace('_', '-')}", type=int, metavar="N", required=needed)
+        option = f"--{field.name.replace('_', '-')}"
+        group.add_argument(option, type=int, metavar="N", required=field.name != "threads")
     return parser
 
 
@@ -71,7 +71,7 @@ def workload(arguments: argparse.Namespace) -> Workload:
 
 @dataclass(frozen=True)
 class Record:
-    """What one process measured; times in seconds, sizes in bytes, lists with one entry an answer that counts.
+    """What one process measured: times in seconds, sizes in bytes. Lists have an entry for each answer that counts.
 
     Attributes:
         contender: ``Loaded.facts``.
@@ -82,7 +82,7 @@ class Record:
         cold_first_token: time to the first token of the process's first answer.
         image: time to cut the picture and encode its tiles.
         first_token: time to the first token; ``image`` is part of it, tokenizing is not.
-        steps: for each answer the time of every token after the first.
+        steps: the time of every token after the first.
         memory: the largest values of all samples.
         weight_bytes: as in ``Loaded``.
     """
