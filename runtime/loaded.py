@@ -27,6 +27,8 @@ L = TypeVar("L", bound="LoadedBundle")
 BUNDLE_VARIABLE = "MONOEDGE_BUNDLE"
 """The environment variable that names the default bundle."""
 
+_MOST_THREADS = 256
+
 Image: TypeAlias = ImageInput | DeviceImage
 Images: TypeAlias = Image | Sequence[Image] | None
 """What a question may be about: one image, several in a list or tuple, or none."""
@@ -86,7 +88,8 @@ class LoadedBundle:
             raise BundleError(
                 f'no bundle given: pass bundle="FOLDER" (--bundle FOLDER), or set {BUNDLE_VARIABLE}=FOLDER'
             )
-        require_whole("threads", threads, 1)
+        # Thousands of threads would take the machine minutes to start, deaf to every signal.
+        require_whole("threads", threads, 1, max(_MOST_THREADS, os.cpu_count() or 1))
         opened = Bundle(folder, verify, progress)
         return cls(opened, open_backend(backend, opened, threads))
 

@@ -13,6 +13,12 @@ from runtime.errors import OptionError
 
 DEFAULT_MAX_NEW_TOKENS = 1024
 
+# What only draws at random read.
+_SAMPLING = ("temperature", "top_k", "top_p", "seed")
+
+# A larger whole number is a mistake: of a seed, of a number of tokens.
+_MOST = 2**63 - 1
+
 # Beyond these, float32 logits over- or underflow when they are scaled.
 _SMALLEST, _LARGEST = 1e-5, 1e5
 
@@ -43,9 +49,8 @@ class SamplingOptions:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.do_sample, bool):
-            raise OptionError(f"do_sample must be True or False, got {self.do_sample!r}")
-        greedy = ": for greedy decoding use do_sample=False" if self.temperature == 0 else ""
+        _require_flag("do_sample", self.do_sample)
+        greedy = ": for greedy decoding use do_sample=False"
         _require_number("temperature", self.temperature, _SMALLEST, _LARGEST, greedy)
         _require_number("top_p", self.top_p, 0, 1)
         _require_number("repetition_penalty", self.repetition_penalty, _SMALLEST, _LARGEST)
@@ -81,8 +86,7 @@ class AnswerOptions(SamplingOptions):
         stops = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stops, Sequence) or not all(isinstance(item, str) and item for item in stops):
             raise OptionError(f"stop must be a string or a list of strings, none of them empty, got {self.stop!r}")
-        if not isinstance(self.return_logits, bool):
-            raise OptionError(f"return_logits must be True or False, got {self.return_logits!r}")
+        _require_flag("return_logits", self.return_logits)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -93,27 +97,38 @@ class AnswerOptions(SamplingOptions):
         """Returns these options with some values replaced.
 
         Raises:
-            OptionError: an unknown name, or a bad value.
+            OptionError: an unknown name, a bad value, or one that does nothing with the others.
         """
         known = [field.name for field in fields(self)]
         for name in values:
             if name not in known:
                 raise OptionError(f"option {name!r} is not known, expected one of: {', '.join(known)}")
-        return replace(self, **values)
+        changed = replace(self, **values)
+        for name in _SAMPLING:
+            if not changed.do_sample and name in values and values[name] != getattr(AnswerOptions, name):
+                raise OptionError(f"{name} does nothing without do_sample=True: add that, or leave {name} out")
+        return changed
 
 
-def require_whole(name: str, value: object, least: int) -> None:
-    """Checks that an option is a whole number of at least ``least``, or None.
+def require_whole(name: str, value: object, least: int, most: int = _MOST) -> None:
+    """Checks that an option is a whole number from ``least`` to ``most``, or None.
 
     Raises:
         OptionError: it is not.
     """
-    if value is None or (isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least):
-        return
-    raise OptionError(f"{name} must be a whole number of at least {least}, or None, got {value!r}")
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if value is not None and not (whole and least <= value <= most):  # type: ignore[operator]
+        bounds = f"of at least {least}" if most == _MOST else f"from {least} to {most}"
+        raise OptionError(f"{name} must be a whole number {bounds}, or None, got {value!r}")
 
 
-def _require_number(name: str, value: float, least: float, most: float, fix: str = "") -> None:
+def _require_flag(name: str, value: object) -> None:
+    if not isinstance(value, (bool, np.bool_)):
+        raise OptionError(f"{name} must be True or False, got {value!r}")
+
+
+def _require_number(name: str, value: float, least: float, most: float, instead_of_zero: str = "") -> None:
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not (number and math.isfinite(value) and least <= value <= most):
+        fix = instead_of_zero if number and value == 0 else ""
         raise OptionError(f"{name} must be a number from {least:g} to {most:g}, got {value!r}{fix}")

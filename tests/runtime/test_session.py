@@ -331,12 +331,20 @@ def test_before_the_first_question(model: runtime.Model) -> None:
         ({"stop": [""]}, "stop"),
         ({"stop": 3}, "stop"),
         ({"return_logits": 1}, "return_logits"),
+        ({"temperature": 0.5}, "temperature does nothing without do_sample=True"),
+        ({"seed": 1}, "seed does nothing without do_sample=True"),
+        ({"temperature": np.ones(2)}, "temperature must be a number"),
         ({"tempreature": 1.0}, "'tempreature' is not known"),
     ],
 )
 def test_bad_options(model: runtime.Model, options: dict[str, object], words: str) -> None:
-    with pytest.raises(runtime.OptionError, match=words):
+    with pytest.raises((runtime.OptionError, runtime.PromptError), match=words):
         model.session(PICTURE, QUESTION, **options)
+
+
+def test_an_option_of_the_session_may_rest_for_one_answer(chatty: runtime.Model) -> None:
+    session = chatty.session(PICTURE, QUESTION, do_sample=True, temperature=2.0, seed=np.int64(1), max_new_tokens=2)
+    assert session.ask(QUESTION, do_sample=np.False_).text is not None
 
 
 def test_bad_images(model: runtime.Model, tmp_path: Path) -> None:
