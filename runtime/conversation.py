@@ -23,9 +23,9 @@ _PLACE_BITS = 32
 share."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Turn:
-    """A question with its images' tokens in place, and the answer as far as there is one."""
+    """A question with its images' tokens in place, and its answer; None for the last, which is still to come."""
 
     question: str
     images: tuple[Pixels, ...]
@@ -88,7 +88,7 @@ class Conversation:
         Raises:
             PromptError: the text has other visual tokens than the images.
         """
-        text = self._template.render([(turn.question, turn.answer) for turn in turns], self._system)
+        text = self._template.parts([(turn.question, turn.answer) for turn in turns], self._system)
         ids = np.asarray(self._tokenizer.encode(text), np.int64)
         visual_mask = ids == self._tokenizer.id_of(self._template.image_context)
         images = tuple(image for turn in turns for image in turn.images)

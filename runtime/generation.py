@@ -73,11 +73,17 @@ class Sequence:
         self._length += 1
         return logits
 
+    def truncate(self, tokens: int) -> None:
+        """Forgets what the caches hold beyond this many tokens."""
+        self._length = min(self._length, tokens)
+
     def _reserve(self, tokens: int) -> None:
+        # Each by itself, since an interrupt may come between.
+        capacity = round_up(tokens, self._backend.max_length)
         if tokens > self._context.capacity:
-            self._context.reserve(round_up(tokens, self._backend.max_length))
-            added = self._context.capacity - len(self._keys)
-            self._keys = np.concatenate([self._keys, np.empty(added, np.int64)])
+            self._context.reserve(capacity)
+        if tokens > len(self._keys):
+            self._keys = np.concatenate([self._keys, np.empty(capacity - len(self._keys), np.int64)])
 
 
 class _VisualEmbeds:

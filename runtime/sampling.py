@@ -8,6 +8,7 @@ seed repeats an answer here, but not the one that torch draws with that seed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,15 @@ class Sampler:
     def __init__(self, options: SamplingOptions) -> None:
         self.options = options
         self._random = np.random.default_rng(options.seed)
+
+    @property
+    def state(self) -> Any:  # noqa: ANN401 - numpy's own
+        """The state of the random draws; setting it takes draws back."""
+        return self._random.bit_generator.state
+
+    @state.setter
+    def state(self, state: Any) -> None:  # noqa: ANN401
+        self._random.bit_generator.state = state
 
     def next(self, logits: NDArray[np.float32], previous_ids: TokenIds) -> int:
         """Chooses the next token.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,14 @@ from runtime.errors import OptionError, PromptError
 from runtime.generation import Sequence
 from runtime.loaded import Images, LoadedBundle, Picture
 from runtime.options import DEFAULT_MAX_NEW_TOKENS, AnswerOptions
+from runtime.text.tokenizer import Plain
 
 
 class Session:
     """A conversation. Iterate over it to stream the current answer; ``ask`` goes on with the same cache.
 
-    Nothing is computed until the answer is read.
+    Nothing is computed until the answer is read. Several threads may use one session: their questions are answered one
+    after the other.
 
     Args:
         image: a path, the bytes of an image file, a PIL image, a uint8 array [height, width, 3], a list of these, or
@@ -62,8 +67,9 @@ class Session:
             model.template, model.tokenizer, model.image_processor.tokens_per_tile, system
         )
         self._sequence = Sequence(model.backend, model.embed)
-        self._turns: list[Turn] = []
-        self._answer: Answer | None = None
+        self._lock = threading.RLock()
+        # The turns, and the answer to the last: replaced together, so that no interrupt leaves one without the other.
+        self._state: tuple[tuple[Turn, ...], Answer | None] = ((), None)
         self._waiting: list[Picture] = []
         if prompt is not None:
             self.ask(prompt, image)
@@ -75,6 +81,7 @@ class Session:
         """Asks the next question.
 
         An answer that has not been read to its end is ended first; what was generated of it stays in the conversation.
+        One that another thread asked for is first computed to its end, unless its reader left or ``cancel`` is called.
 
         Args:
             prompt: the next question.
@@ -89,25 +96,33 @@ class Session:
         """
         started = time.perf_counter()
         chosen = self._options.changed(options)
-        pictures = [*self._waiting, *self._model.read(image)]
-        turn = self._conversation.turn(prompt, [picture(chosen.max_tiles) for picture in pictures])
-        if self._answer is not None:
-            self._answer.close()
-            self._turns[-1].answer = self._answer.text_so_far
-        turns = [*self._turns, turn]
-        tokens = self._conversation.prompt(turns)
-        max_new_tokens = self._room(len(tokens), chosen.max_new_tokens)
-        self._turns, self._waiting = turns, []
-        self._answer = Answer(
-            self._sequence,
-            tokens,
-            self._model.tokenizer,
-            self._model.stop_ids,
-            chosen,
-            max_new_tokens,
-            preparation=time.perf_counter() - started,
-        )
-        return self._answer
+        pictures = self._model.read(image)
+        with self._lock:
+            turns, previous = self._state
+            pictures = pictures if turns else [*self._waiting, *pictures]
+            turn = self._conversation.turn(prompt, [picture(chosen.max_tiles) for picture in pictures])
+            if previous is not None:
+                previous.settle()
+            with previous.lock if previous is not None else nullcontext():
+                if previous is not None:
+                    # What a model wrote is never markup when it is read again.
+                    turns = (*turns[:-1], replace(turns[-1], answer=Plain(previous.text_if_closed())))
+                turns = (*turns, turn)
+                tokens = self._conversation.prompt(turns)
+                answer = Answer(
+                    self._sequence,
+                    tokens,
+                    self._model.tokenizer,
+                    self._model.stop_ids,
+                    chosen,
+                    self._room(len(tokens), chosen.max_new_tokens),
+                    preparation=time.perf_counter() - started,
+                )
+                if previous is not None:
+                    previous.close()
+                self._state = (turns, answer)
+            self._waiting = []
+            return answer
 
     def _room(self, prompt_tokens: int, max_new_tokens: int | None) -> int:
         limit = self._model.max_length
@@ -127,17 +142,17 @@ class Session:
         Raises:
             PromptError: nothing has been asked yet.
         """
-        if self._answer is None:
+        answer = self._state[1]
+        if answer is None:
             raise PromptError("nothing has been asked yet: give Session a prompt, or call ask(prompt)")
-        return self._answer
+        return answer
 
     @property
     def history(self) -> list[tuple[str, str]]:
         """Questions, with their image tokens, and answers; the current answer as far as it was generated."""
-        answers = [turn.answer or "" for turn in self._turns[:-1]]
-        if self._answer is not None:
-            answers.append(self._answer.text_so_far)
-        return [(turn.question, answer) for turn, answer in zip(self._turns, answers, strict=True)]
+        turns, answer = self._state
+        last = "" if answer is None else answer.text_so_far
+        return [(turn.question, last if turn.answer is None else turn.answer) for turn in turns]
 
     def __iter__(self) -> Iterator[str]:
         """Streams the current answer."""
@@ -176,12 +191,12 @@ class Session:
 
     def cancel(self) -> None:
         """Ends the current answer after the token at hand. May be called from any thread."""
-        if self._answer is not None:
-            self._answer.cancel()
+        if self._state[1] is not None:
+            self._state[1].cancel()
 
     def __enter__(self) -> Session:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._answer is not None:
-            self._answer.close()
+        if self._state[1] is not None:
+            self._state[1].close()

@@ -209,7 +209,7 @@ class OnnxRuntimeContext:
                 # Zeros, not empty: what is masked is multiplied by 0, and 0 · NaN would be NaN.
                 cache = np.zeros(shape, kind)
                 if self._caches:
-                    cache[:, :, : self.capacity] = self._caches[index]
+                    cache[:, :, : self.capacity] = self._caches[index][:, :, : self.capacity]
                 grown.append(cache)
         except MemoryError:
             size = np.prod(shape) * sum(kind.itemsize for kind in self._types)
@@ -217,10 +217,11 @@ class OnnxRuntimeContext:
                 f"the caches for {capacity} tokens need {size / 1e9:.2f} GB, which is not there: ask for fewer "
                 "tokens (max_new_tokens) or smaller images (max_tiles)"
             ) from None
-        self._caches, self.capacity = grown, capacity
+        self._caches = grown
         self._bind_caches(self._decoder)
         if self._visual_decoder is not None:
             self._bind_caches(self._visual_decoder)
+        self.capacity = capacity  # Last, so that what an interrupt cuts short is done again.
 
     def _bind_caches(self, decoder: _Bound) -> None:
         for (past, present), cache in zip(self._pairs, self._caches, strict=True):
@@ -245,8 +246,9 @@ class OnnxRuntimeContext:
 
     def _visual(self) -> _Bound:
         if self._visual_decoder is None:
-            self._visual_decoder = _Bound.to(self._backend.for_images(VISUAL_DECODER_GRAPH))
-            self._bind_caches(self._visual_decoder)
+            decoder = _Bound.to(self._backend.for_images(VISUAL_DECODER_GRAPH))
+            self._bind_caches(decoder)
+            self._visual_decoder = decoder
         return self._visual_decoder
 
     def _run(

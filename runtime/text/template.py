@@ -13,6 +13,7 @@ from pathlib import Path
 
 from runtime.errors import BundleError, PromptError
 from runtime.records import read_record
+from runtime.text.tokenizer import Plain
 
 PLACEHOLDER = "<image>"
 """What a user writes in a prompt where an image belongs."""
@@ -92,7 +93,11 @@ class ChatTemplate:
             raise BundleError(f"{path} cannot be read: {error}; export the bundle again") from None
 
     def render(self, turns: Sequence[tuple[str, str | None]], system: str | None = None) -> str:
-        """Writes a conversation as one text.
+        """Writes a conversation as one text, as the official code does; takes and raises what ``parts`` does."""
+        return "".join(self.parts(turns, system))
+
+    def parts(self, turns: Sequence[tuple[str, str | None]], system: str | None = None) -> list[str]:
+        """Writes a conversation as parts of a text; an answer that is ``Plain`` stays so.
 
         Args:
             turns: (question, answer) pairs, the questions as ``place_images`` returns them. The last answer may be
@@ -100,10 +105,11 @@ class ChatTemplate:
             system: a system message instead of the template's own.
 
         Raises:
-            PromptError: the system message or an answer contains the image token, or a turn before the last has no
-                answer.
+            PromptError: the system message is not text, it or an answer contains the image token, or a turn before the
+                last has no answer.
         """
         message = self.system_message if system is None else system
+        _require_text(message, "the system message")
         self._refuse_image_tokens(message, "the system message")
         parts = [self.system_prefix, message, self.separator]
         for number, (question, answer) in enumerate(turns, start=1):
@@ -116,7 +122,7 @@ class ChatTemplate:
                     f"expected an answer in every turn but the last, turn {number} of {len(turns)} has none: finish or "
                     "drop it before the next question"
                 )
-        return "".join(parts)
+        return parts
 
     def place_images(self, question: str, tiles_per_image: Sequence[int], tokens_per_tile: int) -> str:
         """Puts each image's tokens where they belong in a question.
@@ -133,8 +139,7 @@ class ChatTemplate:
             PromptError: the question is not text or is blank; its placeholders are not as many as the images; or it
                 contains the image token itself.
         """
-        if not isinstance(question, str):
-            raise PromptError(f"expected the prompt as a str, got {type(question).__name__}: pass the question as text")
+        _require_text(question, "the prompt")
         # With an image too: "<image>" shows it without a question, and a blank prompt is mostly a mistake.
         if not question.strip():
             raise PromptError(f"expected a question, got the blank prompt {question!r}: write one")
@@ -158,7 +163,12 @@ class ChatTemplate:
         return "".join(images) + "\n" + question
 
     def _refuse_image_tokens(self, text: str, what: str) -> None:
-        if self.image_context in text:
+        if self.image_context in text and not isinstance(text, Plain):
             raise PromptError(
                 f"{what} contains {self.image_context}, which stands for a visual token of an image: take it out"
             )
+
+
+def _require_text(text: object, what: str) -> None:
+    if not isinstance(text, str):
+        raise PromptError(f"expected {what} as a str, got {type(text).__name__}: pass it as text")

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import codecs
 import itertools
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from os import PathLike
 
 import tokenizers
 
 from runtime.errors import BundleError, PromptError
 
-CONTROL_TOKENS = ("<unk>", "<s>", "</s>")
+CONTROL_TOKENS = _, BOS, _ = ("<unk>", "<s>", "</s>")
 """Ids 0, 1 and 2."""
 
 CHAT_TOKENS = ("<|plugin|>", "<|interpreter|>", "<|action_end|>", "<|action_start|>", "<|im_end|>", "<|im_start|>")
@@ -61,6 +62,10 @@ def byte_token(byte: int) -> str:
     return f"<0x{byte:02X}>"
 
 
+class Plain(str):
+    """Text in which the spelling of a special token is letters like any other."""
+
+
 class Tokenizer:
     """The tokenizer of a bundle.
 
@@ -91,6 +96,8 @@ class Tokenizer:
                 "export the bundle again"
             )
         self._tokenizer = tokenizer
+        self._tokenizer.encode_special_tokens = True  # as letters: ``encode`` finds special tokens itself
+        self._split = re.compile(f"({'|'.join(map(re.escape, sorted(expected, key=len, reverse=True)))})")
         self._ids = vocabulary
         self._special = {index: token for token, index in expected.items()}
         self._first_image_token = expected[IMAGE_TOKENS[0]]
@@ -115,19 +122,40 @@ class Tokenizer:
             raise BundleError(f"{path}: cannot be read as a tokenizer ({reason}): export the bundle again") from None
         return cls(tokenizer)
 
-    def encode(self, text: str, add_bos: bool = True) -> list[int]:
+    def encode(self, text: str | Sequence[str], add_bos: bool = True) -> list[int]:
         """Returns the ids of a text, special tokens in it included; with ``add_bos``, ``<s>`` comes first.
+
+        Args:
+            text: one text, or parts of one; in ``Plain`` parts nothing is special.
+            add_bos: whether ``<s>`` comes first.
 
         Raises:
             PromptError: the text has a lone surrogate: half of a character, which has no UTF-8.
         """
+        parts = [text] if isinstance(text, str) else text
         try:
-            text.encode()
+            "".join(parts).encode()
         except UnicodeEncodeError as error:
             raise PromptError(
                 f"expected valid Unicode text, got a lone surrogate at position {error.start}: take it out"
             ) from None
-        return self._tokenizer.encode(text, add_special_tokens=add_bos).ids
+        ids, run = [self._ids[BOS]] if add_bos else [], ""
+        for part in parts:
+            # The normalizer writes chat tokens under their usual names, and spaces as SPACE.
+            normal = self._tokenizer.normalizer.normalize_str(part)
+            first, *rest = [normal] if isinstance(part, Plain) else self._split.split(normal)
+            run += first
+            for token, after in zip(rest[::2], rest[1::2], strict=True):
+                ids += [*self._letters(run), self._ids[token]]
+                run = after
+        return ids + self._letters(run)
+
+    def stop_ids(self, stops: Iterable[str]) -> frozenset[int]:
+        """Returns the ids of those stop strings that are special tokens, which add nothing to the text of an answer."""
+        return frozenset(self._ids[stop] for stop in stops if self._ids.get(stop) in self._special)
+
+    def _letters(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids if text else []
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Returns the text of ids. Special tokens that are kept get the official tokenizer's spaces around them."""

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import runtime
+from runtime.sampling import Sampler
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PICTURE = ROOT / "examples/shapes/pictures/p001.png"
@@ -157,3 +158,36 @@ def test_an_interrupt_anywhere_leaves_a_session_that_answers(model: runtime.Mode
         if len(hurt.history) == 1:
             hurt.ask(QUESTIONS[0], do_sample=False)
         assert (hurt.text, hurt.history) == (answer, history), at
+
+
+def script(monkeypatch: pytest.MonkeyPatch, ids: list[int]) -> None:
+    """Lets the model say these tokens, whatever its logits are."""
+    monkeypatch.setattr(Sampler, "next", lambda _, __, previous: ids[len(previous)])
+
+
+@pytest.mark.parametrize("said", ["<IMG_CONTEXT>", "a <|im_end|> b", "[UNUSED_TOKEN_145]", "</s>"])
+def test_what_a_model_wrote_is_never_markup(model: runtime.Model, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    letters = [model.tokenizer.encode(letter, add_bos=False) for letter in said]
+    script(monkeypatch, [*(index for ids in letters for index in ids), model.tokenizer.id_of("<|im_end|>")])
+    session = model.session(PICTURE, QUESTIONS[0])
+    assert session.text == said
+    monkeypatch.undo()
+    before = session.prompt_ids
+    answer = session.ask(QUESTIONS[1], max_new_tokens=2)
+    assert answer.text is not None
+    added = answer.prompt.ids[len(before) :].tolist()
+    special = [token for token in added if not model.tokenizer.bytes_of(token)]
+    assert special == [model.tokenizer.id_of(token) for token in ("<|im_end|>", "<|im_start|>") * 2]
+    assert answer.stats.visual_tokens == 256
+
+
+def test_a_special_token_ends_the_answer_when_it_is_a_stop(
+    model: runtime.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    word, end = model.tokenizer.encode("red", add_bos=False), model.tokenizer.id_of("</s>")
+    script(monkeypatch, [*word, end, *word, model.tokenizer.id_of("<|im_end|>")])
+    assert model.session(PICTURE, QUESTIONS[0]).text == "redred"
+    session = model.session(PICTURE, QUESTIONS[0], stop=["never said", "</s>"])
+    assert session.text == "red"
+    assert session.generated_ids == [*word, end]
+    assert session.answer.finish_reason == "stop"
