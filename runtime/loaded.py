@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,14 @@ Picture: TypeAlias = Callable[[int | None], Pixels]
 """An image that has been read: takes ``max_tiles``, and cuts it into tiles."""
 
 
-class LoadedBundle:
+class NotCopied:
+    """What stands on memory and threads of this process: ``copy`` and ``pickle`` refuse it."""
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} cannot be copied or pickled: load the bundle where it is used")
+
+
+class LoadedBundle(NotCopied):
     """A bundle with the backend that runs it. May be used from several threads.
 
     Args:

@@ -17,12 +17,12 @@ from runtime.answer import Answer, Stats
 from runtime.conversation import Conversation, Turn
 from runtime.errors import OptionError, PromptError
 from runtime.generation import Sequence
-from runtime.loaded import Images, LoadedBundle, Picture
+from runtime.loaded import Images, LoadedBundle, NotCopied, Picture
 from runtime.options import DEFAULT_MAX_NEW_TOKENS, AnswerOptions
 from runtime.text.tokenizer import Plain
 
 
-class Session:
+class Session(NotCopied):
     """A conversation. Iterate over it to stream the current answer; ``ask`` goes on with the same cache.
 
     Nothing is computed until the answer is read. Several threads may use one session: their questions are answered one
@@ -62,6 +62,11 @@ class Session:
             model = LoadedBundle.load(bundle)
         elif bundle is not None:
             raise OptionError("expected either bundle or model, got both: a model has its bundle already")
+        elif not isinstance(model, LoadedBundle):
+            kind = type(model).__name__
+            raise OptionError(
+                f"expected model as runtime.load returns it, got {kind}: pass a bundle's folder as bundle"
+            )
         self._model = model
         self._conversation = Conversation(
             model.template, model.tokenizer, model.image_processor.tokens_per_tile, system

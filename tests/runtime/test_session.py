@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
+import pickle
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -334,6 +337,7 @@ def test_before_the_first_question(model: runtime.Model) -> None:
         ({"temperature": 0.5}, "temperature does nothing without do_sample=True"),
         ({"seed": 1}, "seed does nothing without do_sample=True"),
         ({"temperature": np.ones(2)}, "temperature must be a number"),
+        ({"system": ["Be brief."]}, "expected the system message as a str, got list"),
         ({"tempreature": 1.0}, "'tempreature' is not known"),
     ],
 )
@@ -359,6 +363,15 @@ def test_bad_images(model: runtime.Model, tmp_path: Path) -> None:
 def test_bundle_and_model_contradict(model: runtime.Model, shapes_bundle: Path) -> None:
     with pytest.raises(runtime.OptionError, match="either bundle or model"):
         runtime.Session(PICTURE, QUESTION, model=model, bundle=shapes_bundle)
+    with pytest.raises(runtime.OptionError, match=r"expected model as runtime\.load returns it, got str"):
+        runtime.Session(PICTURE, QUESTION, model=str(shapes_bundle))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_what_stands_on_this_process_is_not_copied(model: runtime.Model, copied: Callable[[object], object]) -> None:
+    for kept in (model, model.session()):
+        with pytest.raises(TypeError, match="cannot be copied or pickled"):
+            copied(kept)
 
 
 def test_system_message_is_used(model: runtime.Model) -> None:
