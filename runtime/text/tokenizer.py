@@ -15,7 +15,7 @@ from os import PathLike
 
 import tokenizers
 
-from runtime.errors import BundleError, PromptError
+from runtime.errors import BundleError, OptionError, PromptError
 
 CONTROL_TOKENS = _, BOS, _ = ("<unk>", "<s>", "</s>")
 """Ids 0, 1 and 2."""
@@ -151,7 +151,15 @@ class Tokenizer:
         return ids + self._letters(run)
 
     def stop_ids(self, stops: Iterable[str]) -> frozenset[int]:
-        """Returns the ids of those stop strings that are special tokens, which add nothing to the text of an answer."""
+        """Returns the ids of those stop strings that are special tokens, which add nothing to the text of an answer.
+
+        Raises:
+            OptionError: a stop string has a special token among other text, which never comes.
+        """
+        for stop in stops:
+            _, *found = self._split.split(stop)
+            if found and stop != found[0]:
+                raise OptionError(f"stop {stop!r} never comes, since {found[0]} adds no text: give {found[0]} alone")
         return frozenset(self._ids[stop] for stop in stops if self._ids.get(stop) in self._special)
 
     def _letters(self, text: str) -> list[int]:

@@ -335,6 +335,7 @@ def test_before_the_first_question(model: runtime.Model) -> None:
         ({"stop": 3}, "stop"),
         ({"return_logits": 1}, "return_logits"),
         ({"temperature": 0.5}, "temperature does nothing without do_sample=True"),
+        ({"stop": ["</s> red"]}, r"stop '</s> red' never comes, .*: give </s> alone"),
         ({"seed": 1}, "seed does nothing without do_sample=True"),
         ({"temperature": np.ones(2)}, "temperature must be a number"),
         ({"system": ["Be brief."]}, "expected the system message as a str, got list"),
