@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,15 +35,27 @@ ARCHITECTURE = "89-real"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@contextmanager
+def alone(target: Path) -> Iterator[None]:
+    """Lets one of the processes that run tests make something, while the others wait."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(f".{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _export(checkpoint: Path, target: Path, dtype: str = "fp32", *options: str) -> Path:
-    main(["--ckpt", str(checkpoint), "-o", str(target), "--dtype", dtype, *options])
+    with alone(target):
+        if not target.exists():
+            main(["--ckpt", str(checkpoint), "-o", str(target), "--dtype", dtype, *options])
     return target
 
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the bundles of this run stand in."""
-    return tmp_path_factory.mktemp("bundles")
+    """The folder that the bundles of this run stand in, whichever process makes and uses them."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "bundles"
 
 
 @pytest.fixture(scope="session")
@@ -183,8 +197,12 @@ def quantize(bundles: Path) -> Quantize:
 
     def make(bundle: Path, mode: str = "w8a16", form: str = "qdq", everything: bool = False) -> Path:
         target = bundles / f"{bundle.name}-{mode}-{form}{'-everything' * everything}"
-        if target.exists():
-            return target
+        with alone(target):
+            if not target.exists():
+                write(bundle, target, mode, form, everything)
+        return target
+
+    def write(bundle: Path, target: Path, mode: str, form: str, everything: bool) -> None:
         source = Bundle(bundle)
         weights = DecoderWeights(source)
         matrices = find_matrices(weights.model)
@@ -195,7 +213,6 @@ def quantize(bundles: Path) -> Quantize:
             matrices = tuple(replace(matrix, input_scale=0.04) for matrix in plan.matrices)
             plan = replace(plan, mode=mode, matrices=matrices)
         write_quantized(source, target, plan, form=form)
-        return target
 
     return make
 
@@ -206,9 +223,7 @@ def plugin_build() -> Path:
     for program in ("cmake", "nvcc"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed, which builds the plugin library")
-    BUILD.mkdir(parents=True, exist_ok=True)
-    with (BUILD / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone(BUILD):
         configure = ["cmake", "-B", BUILD, "-S", ROOT, f"-DCMAKE_CUDA_ARCHITECTURES={ARCHITECTURE}"]
         result = subprocess.run(configure, capture_output=True, text=True, check=False)
         if "NvInferRuntime.h" in result.stderr:

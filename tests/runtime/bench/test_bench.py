@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 from dataclasses import replace
@@ -27,7 +28,9 @@ from runtime.errors import MonoedgeError, OptionError, PromptError
 ROOT = Path(__file__).resolve().parents[3]
 SMALL = ("--new-tokens", "3", "--rounds", "1", "--warmup", "0", "--repeats", "2")
 SMALL_WORKLOAD = Workload(text_tokens=20, tiles=0, new_tokens=3, warmup=1, repeats=2)
-linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at memory through /proc")
+linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="looks at memory through /proc, and at processes through pidfd"
+)
 
 
 def bench(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
@@ -122,10 +125,12 @@ def test_an_end_of_the_benchmark_ends_its_process(tiny_v1_bundle):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen([*command, *SMALL], env=environment, stderr=subprocess.PIPE, text=True) as process:
         lines = iter(process.stderr.readline, "")
-        child = next(int(line) for line in lines if line.strip().isdigit())
+        child = os.pidfd_open(next(int(line) for line in lines if line.strip().isdigit()))
         process.terminate()
         assert process.wait(timeout=60) == 143
-    assert not Path(f"/proc/{child}").exists()
+    # Readable when it has ended, even where nobody collects what became of it.
+    assert select.select([child], [], [], 60)[0]
+    os.close(child)
 
 
 def test_other_output_is_refused(tiny_v1_bundle):

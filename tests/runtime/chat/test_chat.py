@@ -400,7 +400,8 @@ def test_ctrl_c_ends_the_answer_and_not_the_conversation(sit_down, tiny_v1_bundl
     person.interrupt_at_prompt()
     person.read_until("\nCtrl-D leaves\n> ")
     person.type("\x04")
-    assert person.read_to_end() == "\n"
+    # On a busy machine it was pressed again before the first was seen.
+    assert re.fullmatch(r"(\^?C?\nCtrl-D leaves\n> )*\n", person.read_to_end())
 
 
 def test_tells_an_answer_that_was_cut_off(sit_down, tiny_v1_bundle):
