@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
+if not __package__:  # Run by its path, or imported as onnx by a script that was: this file hides that package.
+    print("error: run it as a module: python -m export.onnx, and likewise python -m export.engine", file=sys.stderr)  # noqa: T201
+    sys.exit(2)
+
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -3,6 +3,12 @@
 Needs numpy, pillow, tokenizers and tqdm; a backend's own packages are imported when it is chosen.
 """
 
+# ruff: noqa: E402 - what follows takes time, in which a command line may be interrupted
+
+from runtime.console.imports import tell_interrupts_briefly
+
+tell_interrupts_briefly()
+
 from runtime.answer import Answer, Stats
 from runtime.errors import (
     BackendError,

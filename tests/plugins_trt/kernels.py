@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from plugins_trt.schema import EXPERT_LINEAR, EXPERTS, FUSED_MOE, MATRICES
 
@@ -206,6 +205,8 @@ class Kernels:
 def build_for_cpu(folder: Path) -> Kernels:
     """The kernels as fibers, built once; skips the test where there is no compiler."""
     if not shutil.which("g++"):
+        import pytest  # Here, since benchmarks use the rest without it.
+
         pytest.skip("g++ is not installed")
     library = folder / "libkernels.so"
     command = ["g++", "-std=c++17", "-O2", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", *WARNINGS, "-Wno-unknown-pragmas"]

@@ -1,5 +1,6 @@
 """How command lines end, seen from the process that started them."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -52,3 +53,55 @@ def test_an_interrupt_is_death_by_its_signal(tmp_path: Path, body: str) -> None:
 def test_exit_codes(tmp_path: Path, body: str, code: int, said: str) -> None:
     result = ended(tmp_path, body)
     assert (result.returncode, result.stderr) == (code, said)
+
+
+INTERRUPT = """
+import sys
+
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == "numpy":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Finder)
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(
+            ["-m", module]
+            for module in ("export.onnx", "export.engine", "calibration", "runtime.chat", "runtime.bench")
+        ),
+        ["-m", "plugins_trt.build"],
+        [str(Path(sys.executable).with_name("monoedge")), "chat"],
+    ],
+    ids=lambda command: Path(command[-1]).name,
+)
+def test_an_interrupt_while_importing_is_one_line(tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPT)
+    if not command[0].startswith("-") and not Path(command[0]).exists():
+        pytest.skip("the script monoedge is not installed")
+    result = subprocess.run(
+        [sys.executable, *command],
+        env={"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("command", [["onnx", "--help"], ["engine", "--bundle", "b", "--target", "trt"]])
+def test_a_module_run_by_its_path_says_how_to_run_it(command: list[str]) -> None:
+    name, *options = command
+    result = subprocess.run(
+        [sys.executable, ROOT / f"export/{name}.py", *options],
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: run it as a module: python -m export.onnx")
