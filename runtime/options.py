@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -129,6 +128,6 @@ def _require_flag(name: str, value: object) -> None:
 
 def _require_number(name: str, value: float, least: float, most: float, instead_of_zero: str = "") -> None:
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and least <= value <= most):
+    if not (number and least <= value <= most):
         fix = instead_of_zero if number and value == 0 else ""
         raise OptionError(f"{name} must be a number from {least:g} to {most:g}, got {value!r}{fix}")
