@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
@@ -16,7 +15,7 @@ from runtime.bundle.manifest import CHAT_TEMPLATE, TOKENIZER
 from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError, ImageError
 from runtime.images.frames import DeviceImage, is_device_frame
-from runtime.images.load import ImageInput, load_image
+from runtime.images.load import ImageInput, OpenedImage
 from runtime.images.pixels import HostPixels, Pixels
 from runtime.options import require_whole
 from runtime.text.template import ChatTemplate
@@ -33,8 +32,8 @@ Image: TypeAlias = ImageInput | DeviceImage
 Images: TypeAlias = Image | Sequence[Image] | None
 """What a question may be about: one image, several in a list or tuple, or none."""
 
-Picture: TypeAlias = Callable[[int | None], Pixels]
-"""An image that has been read: takes ``max_tiles``, and cuts it into tiles."""
+Picture: TypeAlias = OpenedImage | DeviceImage
+"""An image whose size is known, of which nothing is computed yet."""
 
 
 class NotCopied:
@@ -100,8 +99,8 @@ class LoadedBundle(NotCopied):
         opened = Bundle(folder, verify, progress)
         return cls(opened, open_backend(backend, opened, threads))
 
-    def read(self, images: Images) -> list[Picture]:
-        """Reads one image, several or none.
+    def read(self, images: Images, *, as_stored: bool = False, max_pixels: int | None = None) -> list[Picture]:
+        """Opens one image, several or none; ``as_stored`` and ``max_pixels`` as ``load_image`` takes them.
 
         Raises:
             ImageError: not an image; a collection whose order means nothing; or a picture in the memory of a GPU that
@@ -109,29 +108,37 @@ class LoadedBundle(NotCopied):
         """
         if isinstance(images, (set, frozenset, dict)):
             raise ImageError(f"expected an image or a list of images, got a {type(images).__name__}")
-        several = images if isinstance(images, (list, tuple)) else [] if images is None else [images]
-        return list(map(self._read, several))
+        several: Sequence[Any] = images if isinstance(images, (list, tuple)) else [] if images is None else [images]
+        pictures: list[Picture] = []
+        for image in several:
+            on_device = is_device_frame(image)
+            if on_device and not isinstance(self.backend, FrameBackend):
+                raise ImageError(
+                    "the picture lies in a GPU's memory, which only backend tensorrt takes: copy it to the host first, "
+                    "as frame.cpu().numpy() does in torch and frame.get() in CuPy"
+                )
+            pictures.append(image if on_device else OpenedImage(image, as_stored=as_stored, max_pixels=max_pixels))
+        return pictures
 
-    def _read(self, image: Any) -> Picture:  # noqa: ANN401 - load_image refuses what is none
-        if not is_device_frame(image):
-            picture = load_image(image)
-            return lambda tiles: HostPixels(self.image_processor(picture, tiles), self.backend.encode_image)
-        if not isinstance(self.backend, FrameBackend):
-            raise ImageError(
-                "the picture lies in a GPU's memory, which only backend tensorrt takes: copy it to the host first, as "
-                "frame.cpu().numpy() does in torch and frame.get() in CuPy"
-            )
-        return partial(self.backend.frame_pixels, image, self.image_processor)
-
-    def pixels(self, image: Image, max_tiles: int | None = None) -> Pixels:
-        """Reads an image and cuts it into tiles; those of a picture in a GPU's memory are made there.
+    def cut(self, pictures: Sequence[Picture], max_tiles: int | None = None) -> list[Pixels]:
+        """Cuts images into tiles; those of a picture in a GPU's memory are made there.
 
         Raises:
-            ImageError: as ``read`` does.
+            ImageError: an image cannot be decoded.
             OptionError: ``max_tiles`` out of range.
         """
-        (picture,) = self.read([image])
-        return picture(max_tiles)
+        return [self._cut(picture, max_tiles) for picture in pictures]
+
+    def _cut(self, picture: Picture, max_tiles: int | None) -> Pixels:
+        if isinstance(picture, OpenedImage):
+            return HostPixels(self.image_processor.cut(picture.rgb, max_tiles), self.backend.encode_image)
+        assert isinstance(self.backend, FrameBackend)  # noqa: S101 - as read found
+        return self.backend.frame_pixels(picture, self.image_processor, max_tiles)
+
+    def pixels(self, image: Image, max_tiles: int | None = None, *, as_stored: bool = False) -> Pixels:
+        """Reads an image and cuts it into tiles; raises as ``read`` and ``cut`` do."""
+        (pixels,) = self.cut(self.read([image], as_stored=as_stored), max_tiles)
+        return pixels
 
     def embed(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Reads the embeddings of token ids, [n] → [n, hidden], from the file."""

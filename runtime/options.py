@@ -65,6 +65,9 @@ class AnswerOptions(SamplingOptions):
         max_new_tokens: tokens that the answer may have. None: up to 1024, or what the conversation has room for.
         max_tiles: most tiles that an image is cut into, the thumbnail not counted; None for the checkpoint's own
             limit. Fewer tiles are faster and show less detail.
+        as_stored: read images with the pixels of the official code, not as viewers show them
+            (``runtime.images.shown``).
+        max_pixels: width × height of an image at most; None for ``runtime.images.load.MAX_PIXELS``.
         stop: strings that end the answer; they are not part of it.
         return_logits: keep the logits of every step in ``Answer.logits``.
 
@@ -74,6 +77,8 @@ class AnswerOptions(SamplingOptions):
 
     max_new_tokens: int | None = None
     max_tiles: int | None = None
+    as_stored: bool = False
+    max_pixels: int | None = None
     stop: str | Sequence[str] = ()
     return_logits: bool = False
 
@@ -82,9 +87,11 @@ class AnswerOptions(SamplingOptions):
         require_whole("max_new_tokens", self.max_new_tokens, 1)
         # What else the checkpoint asks of it is checked with the image.
         require_whole("max_tiles", self.max_tiles, 1)
+        require_whole("max_pixels", self.max_pixels, 1)
         stops = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stops, Sequence) or not all(isinstance(item, str) and item for item in stops):
             raise OptionError(f"stop must be a string or a list of strings, none of them empty, got {self.stop!r}")
+        _require_flag("as_stored", self.as_stored)
         _require_flag("return_logits", self.return_logits)
 
     @property

@@ -17,6 +17,7 @@ from runtime.answer import Answer, Stats
 from runtime.conversation import Conversation, Turn
 from runtime.errors import OptionError, PromptError
 from runtime.generation import Sequence
+from runtime.images.load import OpenedImage
 from runtime.loaded import Images, LoadedBundle, NotCopied, Picture
 from runtime.options import DEFAULT_MAX_NEW_TOKENS, AnswerOptions
 from runtime.text.tokenizer import Plain
@@ -79,8 +80,10 @@ class Session(NotCopied):
         if prompt is not None:
             self.ask(prompt, image)
         else:
-            # Read now, so that a bad image is reported at once.
-            self._waiting = model.read(image)
+            # Decoded now, so that a bad image is reported at once.
+            self._waiting = self._read(image, self._options)
+            for picture in self._waiting:
+                _ = picture.rgb if isinstance(picture, OpenedImage) else None
 
     def ask(self, prompt: str, image: Images = None, **options: Any) -> Answer:  # noqa: ANN401 - checked right here
         """Asks the next question.
@@ -101,11 +104,11 @@ class Session(NotCopied):
         """
         started = time.perf_counter()
         chosen = self._options.changed(options)
-        pictures = self._model.read(image)
+        pictures = self._read(image, chosen)
         with self._lock:
             turns, previous = self._state
             pictures = pictures if turns else [*self._waiting, *pictures]
-            turn = self._conversation.turn(prompt, [picture(chosen.max_tiles) for picture in pictures])
+            turn = self._conversation.turn(prompt, self._model.cut(pictures, chosen.max_tiles))
             if previous is not None:
                 previous.settle()
             with previous.lock if previous is not None else nullcontext():
@@ -128,6 +131,9 @@ class Session(NotCopied):
                 self._state = (turns, answer)
             self._waiting = []
             return answer
+
+    def _read(self, image: Images, options: AnswerOptions) -> list[Picture]:
+        return self._model.read(image, as_stored=options.as_stored, max_pixels=options.max_pixels)
 
     def _room(self, prompt_tokens: int, max_new_tokens: int | None) -> int:
         limit = self._model.max_length

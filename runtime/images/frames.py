@@ -87,7 +87,10 @@ DeviceImage: TypeAlias = CudaArray | DLPackArray
 def is_device_frame(image: object) -> bool:
     """Returns whether an object says that it lies in a GPU's memory."""
     if hasattr(image, "__dlpack_device__"):
-        return bool(image.__dlpack_device__()[0] in _CUDA_DEVICES)
+        try:
+            return bool(image.__dlpack_device__()[0] in _CUDA_DEVICES)
+        except Exception:
+            return False
     return hasattr(image, "__cuda_array_interface__")
 
 

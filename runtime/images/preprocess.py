@@ -83,22 +83,24 @@ class ImageProcessor:
         return [grid, (1, 1)] if self.use_thumbnail and grid != (1, 1) else [grid]
 
     def __call__(self, image: ImageInput, max_tiles: int | None = None) -> NDArray[np.float32]:
+        """Reads an image as viewers show it, and cuts it: ``load_image``, then ``cut``."""
+        return self.cut(load_image(image), max_tiles)
+
+    def cut(self, picture: Image.Image, max_tiles: int | None = None) -> NDArray[np.float32]:
         """Computes what the vision network reads.
 
         Args:
-            image: what ``load_image`` takes.
+            picture: RGB, as ``load_image`` returns it.
             max_tiles: overrides the checkpoint's.
 
         Returns:
             float32 [tiles, 3, image_size, image_size], C-contiguous: the grid row by row, then the thumbnail.
 
         Raises:
-            ImageError: see ``load_image``.
             OptionError: ``max_tiles`` is not a whole number from ``min_tiles`` up, or is not 1 where this checkpoint
                 takes an image as exactly one tile.
         """
-        picture, size = load_image(image), self.image_size
-        parts = []
+        size, parts = self.image_size, []
         for columns, rows in self.grids(*picture.size, max_tiles):
             grid = np.asarray(picture.resize((columns * size, rows * size), Image.Resampling.BICUBIC))
             parts.append(grid.reshape(rows, size, columns, size, 3).swapaxes(1, 2).reshape(-1, size, size, 3))

@@ -53,7 +53,8 @@ def test_session_by_itself(shapes_bundle: Path, monkeypatch: pytest.MonkeyPatch)
 def test_every_form_of_an_image(model: runtime.Model) -> None:
     opened = Image.open(PICTURE).convert("RGB")
     array = np.asarray(opened)
-    for form in (str(PICTURE), PICTURE, PICTURE.read_bytes(), opened, array, [PICTURE], (array,)):
+    data = PICTURE.read_bytes()
+    for form in (str(PICTURE), PICTURE, data, io.BytesIO(data), opened, array, [PICTURE], (array,)):
         assert model.session(form, QUESTION).text == ANSWER
 
 
@@ -354,7 +355,7 @@ def test_an_option_of_the_session_may_rest_for_one_answer(chatty: runtime.Model)
 
 def test_bad_images(model: runtime.Model, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
-    for bad in ("nowhere.png", tmp_path, tmp_path / "text.png", b"", 3, np.zeros((4, 4, 3)), {PICTURE}):
+    for bad in ("nowhere.png", tmp_path, tmp_path / "text.png", b"", 3, np.full((4, 4, 3), 255.0), {PICTURE}):
         with pytest.raises(runtime.ImageError):
             model.session(bad, QUESTION)  # type: ignore[arg-type]
         with pytest.raises(runtime.ImageError):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,13 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image
 
-from runtime.errors import BundleError, ImageError, OptionError
-from runtime.images.load import load_image
+from runtime.errors import BundleError, OptionError
 from runtime.images.pixels import HostPixels
 from runtime.images.preprocess import ImageProcessor, tile_grid
 from runtime.records import read_record
+from tests.runtime.images.pictures import noise
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden"
 IMAGES = GOLDEN / "images"
@@ -37,18 +35,8 @@ PROCESSOR = ImageProcessor(
 )
 
 
-def noise(width: int, height: int, channels: int = 3) -> np.ndarray:
-    return np.random.default_rng(5).integers(0, 256, (height, width, channels), dtype=np.uint8)
-
-
 def name_of(values: np.ndarray) -> str:
     return HostPixels(values, lambda _: np.empty(0)).name
-
-
-def encoded(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, file_format, **options)
-    return buffer.getvalue()
 
 
 # ---- pixels ----------------------------------------------------------------------------------------------
@@ -159,146 +147,6 @@ def test_counted_tiles_are_the_computed_ones(width, height, max_tiles, thumbnail
     values = processor(noise(width, height), max_tiles)
     assert values.shape == (processor.tiles(width, height, max_tiles), 3, 4, 4)
     assert len(values) <= max_tiles + thumbnail
-
-
-# ---- images that are read --------------------------------------------------------------------------------
-
-
-def test_every_way_to_give_an_image_gives_the_same_pixels():
-    pixels = noise(20, 30)
-    path = IMAGES / "portrait.png"
-    image = Image.open(path)
-    for given_image in (str(path), path.read_bytes(), image, np.asarray(image)):
-        assert load_image(given_image).tobytes() == load_image(path).tobytes()
-    np.testing.assert_array_equal(np.asarray(load_image(encoded(Image.fromarray(pixels)))), pixels)
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"])
-def test_modes_are_converted_as_the_official_code_does(mode):
-    if mode == "I;16":
-        image = Image.fromarray(np.arange(0, 600, 2, dtype=np.uint16).reshape(10, 30))
-    else:
-        image = Image.fromarray(noise(30, 10)).convert(mode)
-    read = load_image(image)
-    assert read.mode == "RGB"
-    assert read.tobytes() == image.convert("RGB").tobytes()
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
-def test_files_of_any_mode_are_read(mode, tmp_path):
-    image = Image.fromarray(noise(30, 10)).convert("L" if mode == "I;16" else mode)
-    image = image.convert(mode) if mode == "I;16" else image
-    image.save(tmp_path / "image.png")
-    assert load_image(tmp_path / "image.png").tobytes() == image.convert("RGB").tobytes()
-
-
-def test_palette_with_a_transparent_colour_is_read(tmp_path):
-    image = Image.fromarray(noise(16, 16)).quantize(8)
-    image.save(tmp_path / "image.png", transparency=3)
-    assert load_image(tmp_path / "image.png").tobytes() == image.convert("RGB").tobytes()
-
-
-def test_alpha_is_dropped_and_gray_repeated():
-    pixels = noise(9, 5, 4)
-    np.testing.assert_array_equal(np.asarray(load_image(pixels)), pixels[..., :3])
-    np.testing.assert_array_equal(np.asarray(load_image(pixels[..., 0])), np.stack([pixels[..., 0]] * 3, -1))
-
-
-def test_reversed_channels_are_read_in_the_order_that_the_view_shows():
-    pixels = noise(9, 5)
-    np.testing.assert_array_equal(np.asarray(load_image(pixels[:, ::-1, ::-1])), pixels[:, ::-1, ::-1])
-
-
-def test_exif_orientation_is_not_applied():
-    image = Image.fromarray(noise(20, 10))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90°
-    data = encoded(image, exif=exif)
-    assert ImageOps.exif_transpose(Image.open(io.BytesIO(data))).size == (10, 20)
-    assert load_image(data).tobytes() == image.tobytes()
-
-
-def test_the_given_image_is_left_as_it_was():
-    image = Image.fromarray(noise(20, 10))
-    before = image.tobytes()
-    load_image(image).putpixel((0, 0), (1, 2, 3))
-    assert image.tobytes() == before
-
-
-# ---- images that are refused -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("image", "says"),
-    [
-        ("no/such/photo.jpg", ["'no/such/photo.jpg'", "does not exist"]),
-        ("two\nlines.png", ["'two\\nlines.png'", "does not exist"]),
-        ("", ["''", "is not a file"]),
-        (IMAGES, ["images", "is not a file"]),
-        (Path(__file__), ["test_preprocess.py", "not an image", "PNG"]),
-        (b"", ["0 bytes", "not an image"]),
-        (b"GIF89a", ["6 bytes"]),
-        (encoded(Image.fromarray(noise(64, 64)))[:-2000], ["cannot be decoded", "truncated", "complete"]),
-        (encoded(Image.fromarray(noise(64, 64)), "JPEG")[:-2000], ["cannot be decoded", "truncated"]),
-        (noise(8, 8).astype(np.float32) / 255, ["uint8", "float32 [8, 8, 3]", "astype"]),
-        (noise(8, 8).astype(np.uint16), ["uint8", "uint16 [8, 8, 3]"]),
-        (noise(8, 6).transpose(2, 0, 1), ["uint8 [3, 6, 8]", "transpose(1, 2, 0)"]),
-        (noise(8, 8)[None], ["uint8 [1, 8, 8, 3]", "one image"]),
-        (noise(8, 8, 2), ["uint8 [8, 8, 2]"]),
-        (noise(8, 8)[0, 0], ["uint8 [3]"]),
-        (noise(8, 8)[:0], ["no pixels", "[0, 8, 3]"]),
-        (noise(8, 8)[:, :0, 0], ["no pixels", "[8, 0]"]),
-        (Image.new("RGB", (0, 5)), ["no pixels", "0×5"]),
-        (noise(8, 8).tolist(), ["builtins.list", "path"]),
-        (None, ["NoneType"]),
-    ],
-    ids=lambda value: value[-1] if isinstance(value, list) and isinstance(value[-1], str) else "",
-)
-def test_bad_images_are_refused_in_one_line(image, says):
-    with pytest.raises(ImageError) as caught:
-        load_image(image)
-    message = str(caught.value)
-    assert "\n" not in message
-    for words in says:
-        assert words in message
-
-
-@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
-@given(data=st.data())
-@settings(max_examples=40, deadline=None)
-def test_damaged_files_are_read_or_refused(file_format, data):
-    content = bytearray(encoded(Image.fromarray(noise(12, 9)), file_format))
-    for _ in range(data.draw(st.integers(0, 3))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    content = content[: data.draw(st.integers(0, len(content)))]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of much that it then reads
-        warnings.simplefilter("error", Image.DecompressionBombWarning)  # or it would read 90 million pixels
-        try:
-            image = load_image(bytes(content))
-        except ImageError as error:
-            message = str(error)
-        else:
-            message = ""
-            assert image.mode == "RGB"
-            assert min(image.size) > 0
-    assert "\n" not in message
-
-
-@pytest.mark.parametrize("limit", [100, 40])  # Pillow warns above its limit and refuses above twice the limit
-@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
-def test_decompression_bombs_are_refused(limit, monkeypatch):
-    data = encoded(Image.fromarray(noise(11, 11)))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(ImageError, match="too large to decode safely"):
-        load_image(data)
-
-
-def test_a_closed_image_is_refused():
-    image = Image.open(IMAGES / "sq448.png")
-    image.close()
-    with pytest.raises(ImageError, match="the PIL image cannot be decoded"):
-        load_image(image)
 
 
 # ---- the processor's facts -------------------------------------------------------------------------------
