@@ -13,8 +13,8 @@ import numpy.typing as npt
 from runtime.backends import Backend, FrameBackend, open_backend
 from runtime.bundle.manifest import CHAT_TEMPLATE, TOKENIZER
 from runtime.bundle.reader import Bundle
-from runtime.errors import BundleError, ImageError
-from runtime.images.frames import DeviceImage, is_device_frame
+from runtime.errors import BundleError, ImageError, PromptError
+from runtime.images.frames import DeviceImage, frame_size, is_device_frame
 from runtime.images.load import ImageInput, OpenedImage
 from runtime.images.pixels import HostPixels, Pixels
 from runtime.options import require_whole
@@ -126,7 +126,15 @@ class LoadedBundle(NotCopied):
         Raises:
             ImageError: an image cannot be decoded.
             OptionError: ``max_tiles`` out of range.
+            PromptError: there are more tiles than the cache has room for; no pixel was computed then.
         """
+        sizes = [image.size if isinstance(image, OpenedImage) else frame_size(image) for image in pictures]
+        tiles = sum(self.image_processor.fewest_tiles(*size, max_tiles) for size in sizes)
+        if (tokens := tiles * self.image_processor.tokens_per_tile) > self.max_length:
+            raise PromptError(
+                f"the images alone have at least {tokens} tokens, but {self.backend.length_limit}: use fewer images or "
+                "fewer tiles (max_tiles)"
+            )
         return [self._cut(picture, max_tiles) for picture in pictures]
 
     def _cut(self, picture: Picture, max_tiles: int | None) -> Pixels:

@@ -94,6 +94,12 @@ def is_device_frame(image: object) -> bool:
     return hasattr(image, "__cuda_array_interface__")
 
 
+def frame_size(image: Any) -> tuple[int, int]:  # noqa: ANN401
+    """Returns a picture's (width, height) before anything else of it is read; that of one pixel where it has none."""
+    shape = getattr(image, "shape", None) or getattr(image, "__cuda_array_interface__", {}).get("shape", ())
+    return (int(shape[1]), int(shape[0])) if len(shape) == 3 and 0 not in shape else (1, 1)
+
+
 def device_frame(image: Any, stream: int, synchronize: Callable[[], None]) -> DeviceFrame:  # noqa: ANN401
     """Returns the picture that an object holds.
 

@@ -19,6 +19,9 @@ from PIL import Image
 from runtime.errors import BundleError, OptionError
 from runtime.images.load import ImageInput, load_image
 
+MAX_TILES = 1000
+"""Most tiles of a grid. So many are a quarter of a million visual tokens, beyond what any checkpoint can read."""
+
 
 @dataclass(frozen=True)
 class ImageProcessor:
@@ -56,11 +59,16 @@ class ImageProcessor:
             self._require(name, _are_channels(getattr(self, name)), "three finite numbers")
         self._require("std", min(self.std) > 0, "three numbers above 0")
         self._require("min_tiles", self.min_tiles <= self.max_tiles, f"at most max_tiles={self.max_tiles}")
+        self._require("max_tiles", self.max_tiles <= MAX_TILES, f"at most {MAX_TILES}")
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
             got = f"got {getattr(self, name)!r}"
             raise BundleError(f"image processor: {name} must be {expected}, {got}: export the bundle again")
+
+    def fewest_tiles(self, width: int, height: int, max_tiles: int | None = None) -> int:
+        """Counts the tiles of an image that may have to be turned before it is seen, as ``tiles`` does."""
+        return min(self.tiles(width, height, max_tiles), self.tiles(height, width, max_tiles))
 
     def tiles(self, width: int, height: int, max_tiles: int | None = None) -> int:
         """Counts the tiles, thumbnail included, of an image of width × height pixels; raises as a call does."""
@@ -97,8 +105,8 @@ class ImageProcessor:
             float32 [tiles, 3, image_size, image_size], C-contiguous: the grid row by row, then the thumbnail.
 
         Raises:
-            OptionError: ``max_tiles`` is not a whole number from ``min_tiles`` up, or is not 1 where this checkpoint
-                takes an image as exactly one tile.
+            OptionError: ``max_tiles`` is not a whole number from ``min_tiles`` to ``MAX_TILES``, or is not 1 where this
+                checkpoint takes an image as exactly one tile.
         """
         size, parts = self.image_size, []
         for columns, rows in self.grids(*picture.size, max_tiles):
@@ -120,10 +128,12 @@ def tile_grid(width: int, height: int, *, image_size: int, max_tiles: int, min_t
     ``min_tiles`` > 1, where the official code leaves it to the order of a Python set.
 
     Raises:
-        OptionError: ``max_tiles`` is not a whole number of at least ``min_tiles``.
+        OptionError: ``max_tiles`` is not a whole number from ``min_tiles`` to ``MAX_TILES``.
     """
     if not (_is_count(max_tiles) and max_tiles >= min_tiles):
         raise OptionError(f"max_tiles must be a whole number of at least {min_tiles}, got {max_tiles!r}")
+    if max_tiles > MAX_TILES:
+        raise OptionError(f"max_tiles must be at most {MAX_TILES}, got a larger number: nothing reads so many tokens")
     grids = [
         (columns, rows)
         for columns in range(1, max_tiles + 1)

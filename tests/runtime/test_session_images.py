@@ -1,9 +1,11 @@
-"""Images on their way into a conversation: as people see them or as stored."""
+"""Images on their way into a conversation: as people see them or as stored, and only if they fit."""
 
 from __future__ import annotations
 
 import base64
 import io
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from PIL import Image, ImageOps
 
 import runtime
-from tests.runtime.images.pictures import encoded, noise
+from tests.runtime.images.pictures import encoded, header_only, noise
 
 QUESTION = "What is it?"
 
@@ -91,3 +93,53 @@ def test_an_image_given_before_the_question_may_be_written_again(model: runtime.
     array[:] = 0
     session.ask(QUESTION)
     assert names(session) == expected
+
+
+# ---- whether they fit ------------------------------------------------------------------------------------------------
+
+
+def peak_while_refused(ask: Callable[[], object]) -> int:
+    """Most bytes taken until images were refused as too many."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(runtime.PromptError, match=r"images alone have at least \d+ tokens, but .*max_tiles"):
+            ask()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_images_that_do_not_fit_are_refused_before_a_pixel_is_computed(model: runtime.Model) -> None:
+    """Nothing could be decoded of these: the file has a size and no pixels."""
+    frame = header_only(1280, 720)
+    with pytest.raises(runtime.ImageError, match="cannot be decoded"):
+        model.session(frame, QUESTION)
+    assert peak_while_refused(lambda: model.session([frame] * 100, QUESTION)) < 10e6
+    session = model.session(prompt=QUESTION, max_new_tokens=1)
+    assert session.text is not None
+    assert peak_while_refused(lambda: session.ask(QUESTION, [frame] * 100)) < 10e6
+    assert len(session.history) == 1
+
+
+def test_frames_and_strips_that_do_not_fit_take_no_memory(model: runtime.Model) -> None:
+    frames = [noise(1280, 720)] * 32
+    assert peak_while_refused(lambda: model.session(frames, QUESTION)) < 10e6
+    strip = noise(5000, 1)
+    assert peak_while_refused(lambda: model.session(strip, QUESTION, max_tiles=1000)) < 10e6
+
+
+def test_as_many_images_as_fit_are_taken(model: runtime.Model) -> None:
+    most = model.max_length // model.image_processor.tokens_per_tile
+    small = noise(20, 20)
+    with pytest.raises(runtime.PromptError, match="images alone"):
+        model.session([small] * (most + 1), QUESTION)
+    with pytest.raises(runtime.PromptError, match="the conversation has"):
+        model.session([small] * most, QUESTION)
+    fitting = most - 3  # their labels take room too
+    assert len(names(model.session([small] * fitting, QUESTION, max_new_tokens=1))) == fitting
+
+
+@pytest.mark.parametrize("max_tiles", [1001, 10**6])
+def test_max_tiles_has_an_upper_bound(model: runtime.Model, max_tiles: int) -> None:
+    with pytest.raises(runtime.OptionError, match="max_tiles must be at most 1000"):
+        model.session(noise(5000, 1), QUESTION, max_tiles=max_tiles)

@@ -254,6 +254,14 @@ def test_every_frame_is_a_picture_of_its_own(model: runtime.Model) -> None:
     assert first.name != again.name
 
 
+def test_frames_that_do_not_fit_are_refused_before_they_are_cut(model: runtime.Model) -> None:
+    before = len(device_of(model).live)
+    for frame in (Cuda(picture(300, 500)), DLPack(picture(300, 500))):
+        with pytest.raises(runtime.PromptError, match="images alone have at least"):
+            model.session([frame] * 33, QUESTION)
+    assert len(device_of(model).live) == before
+
+
 def test_memory_of_frames_is_given_back(model: runtime.Model) -> None:
     def ask(frame: object) -> None:
         assert model.session(frame, QUESTION, max_tiles=1, max_new_tokens=2).text is not None

@@ -196,6 +196,13 @@ def test_max_tiles_out_of_range_is_refused(max_tiles):
             compute()
 
 
+@pytest.mark.parametrize("max_tiles", [1001, 10**6, 10**5000], ids=["1001", "10^6", "10^5000"])
+def test_more_tiles_than_anything_reads_are_refused(max_tiles):
+    with pytest.raises(OptionError, match="max_tiles must be at most 1000"):
+        PROCESSOR.tiles(5000, 1, max_tiles)
+    assert PROCESSOR.tiles(5000, 1, 1000) == 1001
+
+
 def test_max_tiles_below_the_checkpoints_minimum_is_refused():
     with pytest.raises(OptionError, match="at least 4, got 3"):
         replace(PROCESSOR, min_tiles=4)(noise(8, 8), max_tiles=3)
