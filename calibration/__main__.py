@@ -84,6 +84,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     most = "the most questions to measure with (default 32); taken from --data unless --test-data is given"
     add("--test-samples", type=int, default=32, metavar="N", help=most)
     add("--seed", type=int, default=0, metavar="N", help="the seed of all random choices (default 0)")
+    add("--as-stored", action="store_true", help="read pictures as the official code does, not as viewers show them")
     add("--max-tiles", type=int, metavar="N", help="the most tiles of a picture (default: the checkpoint's limit)")
     add("--max-new-tokens", type=int, default=64, metavar="N", help="the most tokens of an answer (default 64)")
     add("--record", type=Path, metavar="FILE", help="the file of observations (default OUT.observed.npz)")

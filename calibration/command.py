@@ -63,7 +63,8 @@ def inspect_record(arguments: argparse.Namespace) -> None:
 
 
 def _read(data: Path, arguments: argparse.Namespace) -> list[Example]:
-    return read_examples(data, arguments.prompt if data.is_dir() or arguments.data == data else None)
+    prompt = arguments.prompt if data.is_dir() or arguments.data == data else None
+    return read_examples(data, prompt, as_stored=arguments.as_stored)
 
 
 def _show(report: Report, path: Path | None, console: Console) -> None:

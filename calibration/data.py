@@ -13,6 +13,8 @@ import numpy as np
 
 from calibration import CalibrationError
 from runtime.bundle.reader import sha256_of
+from runtime.errors import ImageError
+from runtime.images.load import image_file
 
 PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Endings of the files that are read from a folder."""
@@ -27,12 +29,14 @@ class Example:
         images: the files of its pictures; none for a question about text alone.
         prompt: the question.
         answer: the expected answer; None lets the unquantized bundle answer.
+        as_stored: whether pictures are read with the pixels of the official code, not as viewers show them.
     """
 
     place: str
     images: tuple[Path, ...]
     prompt: str
     answer: str | None = None
+    as_stored: bool = False
 
 
 class Questions(NamedTuple):
@@ -47,7 +51,7 @@ class Questions(NamedTuple):
     tests: list[Example]
 
 
-def read_examples(data: Path, prompt: str | None = None) -> list[Example]:
+def read_examples(data: Path, prompt: str | None = None, *, as_stored: bool = False) -> list[Example]:
     """Reads a JSONL file, or a folder of pictures that share one prompt.
 
     A line is ``{"image": path, list of paths or null, "prompt": text, "answer": text, optional}``. Other keys are
@@ -56,12 +60,14 @@ def read_examples(data: Path, prompt: str | None = None) -> list[Example]:
     Args:
         data: the file or folder.
         prompt: the question about each picture of a folder; None for a file.
+        as_stored: for every example.
 
     Raises:
-        CalibrationError: there is nothing to read, an entry is malformed, or a picture is missing; with the line.
+        CalibrationError: there is nothing to read, an entry is malformed, or a picture is missing or unreadable; with
+            the line.
     """
     if data.is_dir():
-        return _from_folder(data, prompt)
+        return _from_folder(data, prompt, as_stored)
     if prompt is not None:
         raise CalibrationError(f"--prompt is for a folder of pictures, and {data} is a file whose lines have prompts")
     try:
@@ -71,7 +77,7 @@ def read_examples(data: Path, prompt: str | None = None) -> list[Example]:
     except (OSError, UnicodeDecodeError) as error:
         raise CalibrationError(f"{data} cannot be read: {error}") from None
     examples = [
-        _from_line(line, f"{data.name}, line {number}", data.parent)
+        _from_line(line, f"{data.name}, line {number}", data.parent, as_stored)
         for number, line in enumerate(lines, start=1)
         if line.strip()
     ]
@@ -117,28 +123,31 @@ def sample(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
 
 
 def digest(examples: Sequence[Example]) -> str:
-    """Returns the SHA-256 over questions, answers and the bytes of all pictures, in order."""
+    """Returns the SHA-256 over questions, answers, the bytes of all pictures and how they are read, in order."""
     hashes: dict[Path, str] = {}
     total = hashlib.sha256()
     for example in examples:
         for image in example.images:
             if image not in hashes:
                 hashes[image] = sha256_of(image)
-        entry = [example.prompt, example.answer, [hashes[image] for image in example.images]]
+        entry = [example.prompt, example.answer, [hashes[image] for image in example.images], example.as_stored]
         total.update(json.dumps(entry).encode() + b"\n")
     return total.hexdigest()
 
 
-def _from_folder(folder: Path, prompt: str | None) -> list[Example]:
+def _from_folder(folder: Path, prompt: str | None, as_stored: bool) -> list[Example]:
     if prompt is None or not prompt.strip():
         raise CalibrationError(f"{folder} is a folder of pictures: say what to ask about each, with --prompt")
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES and file.is_file())
+    try:
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES and file.is_file())
+    except OSError as error:
+        raise CalibrationError(f"{folder} cannot be read: {error.strerror}") from None
     if not files:
         raise CalibrationError(f"{folder} has no pictures: expected files that end in {', '.join(PICTURES)}")
-    return [Example(f"{folder.name}/{file.name}", (file,), prompt) for file in files]
+    return [Example(f"{folder.name}/{file.name}", (file,), prompt, as_stored=as_stored) for file in files]
 
 
-def _from_line(line: str, place: str, folder: Path) -> Example:
+def _from_line(line: str, place: str, folder: Path, as_stored: bool) -> Example:
     try:
         entry = json.loads(line)
     except ValueError as error:
@@ -152,16 +161,16 @@ def _from_line(line: str, place: str, folder: Path) -> Example:
         raise CalibrationError(
             f'{place}: "answer" should be a text that is not blank, or left out, got {json.dumps(answer)}'
         )
-    return Example(place, tuple(folder / name for name in _names(entry["image"], place, folder)), prompt, answer)
+    return Example(place, _pictures(entry["image"], place, folder), prompt, answer, as_stored)
 
 
-def _names(image: Any, place: str, folder: Path) -> list[str]:  # noqa: ANN401 - checked here
+def _pictures(image: Any, place: str, folder: Path) -> tuple[Path, ...]:  # noqa: ANN401 - checked here
     names = [] if image is None else [image] if isinstance(image, str) else image
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise CalibrationError(
             f'{place}: "image" should be a path, a list of paths or null, got {json.dumps(image)[:80]}'
         )
-    for name in names:
-        if not (folder / name).is_file():
-            raise CalibrationError(f"{place}: the picture {folder / name} does not exist")
-    return names
+    try:
+        return tuple(image_file(name, folder) for name in names)
+    except ImageError as error:
+        raise CalibrationError(f"{place}: {error}") from None

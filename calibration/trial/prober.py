@@ -83,7 +83,7 @@ class Prober:
         model = self.model
         conversation = Conversation(model.template, model.tokenizer, model.image_processor.tokens_per_tile)
         try:
-            pixels = [model.pixels(image, self.max_tiles) for image in example.images]
+            pixels = [model.pixels(image, self.max_tiles, as_stored=example.as_stored) for image in example.images]
             turn = conversation.turn(example.prompt, pixels)
             prompts = [conversation.prompt([replace(turn, answer=answer)]) for answer in answers]
         except (ImageError, PromptError) as error:

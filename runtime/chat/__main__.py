@@ -49,7 +49,7 @@ def main() -> None:
         question = terminal.read_all().strip()
     if question is not None and not question.strip():
         raise OptionError('expected a question, got none: give one in quotes, "What is it?", or on stdin')
-    images = [load_image(path) for path in arguments.image]
+    images = [load_image(path, as_stored=arguments.as_stored) for path in arguments.image]
 
     model = _load(arguments, terminal)
     if arguments.max_tiles is not None:
@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add("question", nargs="?", help="<image> in it stands for an image; otherwise they come first")
     add("--bundle", default=os.environ.get(BUNDLE_VARIABLE), metavar="DIR", help=f"the bundle's folder {variable}")
     add("--image", action="append", default=[], metavar="PATH", help="for the first question; may be repeated")
+    add("--as-stored", action="store_true", help="read images as the official code does, not as viewers show them")
     add("--system", metavar="TEXT", help="a system message instead of the model's own")
     add("--stats", action="store_true", help="after an answer, write its tokens and times to stderr")
 
@@ -101,6 +102,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     if given and not arguments.sample:
         raise OptionError(f"--{next(iter(given)).replace('_', '-')} does nothing without --sample: add it")
     options: dict[str, Any] = {"do_sample": arguments.sample, "stop": arguments.stop, **given}
+    options["as_stored"] = arguments.as_stored
     for name in ("max_new_tokens", "max_tiles", "repetition_penalty"):
         if getattr(arguments, name) is not None:
             options[name] = getattr(arguments, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
@@ -99,7 +98,7 @@ class Chat:
     def _command(self, name: str, argument: str) -> None:
         if name == "/image":
             path = _unquoted(argument)
-            self._add_image(path, load_image(Path(path).expanduser()))
+            self._add_image(path, load_image(path, as_stored=self._options.get("as_stored", False)))
         elif name == "/new":
             self._session, self._images, self._answer = self._model.session(**self._options), [], None
         elif name == "/stats":
@@ -116,7 +115,7 @@ class Chat:
         tiles = processor.tiles(*image.size, self._options.get("max_tiles"))
         self._images.append(image)
         self._terminal.say(
-            f"{path}, {image.width}×{image.height} pixels, goes with the next question: "
+            f"{path[:200]}, {image.width}×{image.height} pixels, goes with the next question: "
             f"{tiles * processor.tokens_per_tile} tokens"
         )
 

@@ -137,7 +137,7 @@ def image_file(path: str | os.PathLike[str], beside: Path | None = None) -> Path
         ImageError: there is no such file, or it is unreadable.
     """
     text = os.fsdecode(path)
-    hint = "check it"
+    name, hint = short(f"{beside}/{text}" if beside else text), "check it"
     if text.startswith(_BASE64):
         hint = "base64 is given as data:image/png;base64,…, or decoded"
     elif "://" in text:
@@ -152,7 +152,7 @@ def image_file(path: str | os.PathLike[str], beside: Path | None = None) -> Path
         problem = "does not exist"
     except (OSError, ValueError, RuntimeError) as error:  # ValueError: NUL, surrogates; RuntimeError: no such ~user
         problem = f"cannot be read ({getattr(error, 'strerror', None) or _reason(error)})"
-    raise ImageError(f"expected the path of an image file, but {short(text)} {problem}: {hint}") from None
+    raise ImageError(f"expected the path of an image file, but {name} {problem}: {hint}") from None
 
 
 def short(value: object) -> str:

@@ -36,6 +36,13 @@ def test_a_folder_of_pictures(pairs: Path) -> None:
     assert {example.prompt for example in examples} == {"What is this?"}
 
 
+def test_pictures_are_found_from_the_home_folder(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(pairs.parent))
+    (tmp_path / "data.jsonl").write_text(json.dumps({"image": "~/0.png", "prompt": "Which?"}))
+    (example,) = read_examples(tmp_path / "data.jsonl")
+    assert example.images == (pairs.parent / "0.png",)
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -46,7 +53,11 @@ def test_a_folder_of_pictures(pairs: Path) -> None:
         ('{"image": null, "prompt": 3}', 'line 2: "prompt" should be a text that is not blank, got 3'),
         ('{"image": 3, "prompt": "x"}', 'line 2: "image" should be a path, a list of paths or null, got 3'),
         ('{"image": [null], "prompt": "x"}', 'line 2: "image" should be'),
-        ('{"image": "gone.png", "prompt": "x"}', "gone.png does not exist"),
+        ('{"image": "gone.png", "prompt": "x"}', "gone.png' does not exist"),
+        ('{"image": ".", "prompt": "x"}', "is not a file"),
+        ('{"image": "a\\u0000b.png", "prompt": "x"}', "cannot be read (embedded null byte)"),
+        ('{"image": "~no-such-user/a.png", "prompt": "x"}', "cannot be read"),
+        (f'{{"image": "{"x" * 5000}", "prompt": "x"}}', "cannot be read (File name too long)"),
         ('{"image": null, "prompt": "x", "answer": ""}', 'line 2: "answer" should be a text'),
     ],
 )
@@ -57,6 +68,7 @@ def test_bad_lines_are_named(tmp_path: Path, line: str, expected: str) -> None:
         read_examples(file)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 def test_nothing_to_read(tmp_path: Path, pairs: Path) -> None:
@@ -108,8 +120,9 @@ def test_the_digest_sees_every_part(pairs: Path, tmp_path: Path) -> None:
         Example("here", (picture,), "What?", None),
         Example("here", (), "What?", "That."),
         Example("here", (picture, picture), "What?", "That."),
+        Example("here", (picture,), "What?", "That.", as_stored=True),
     ]
-    assert len({digest([item]) for item in [example, *others]}) == 5
+    assert len({digest([item]) for item in [example, *others]}) == 6
     assert digest([example]) == digest([Example("elsewhere", (picture,), "What?", "That.")])
     before = digest([example])
     picture.write_bytes(picture.read_bytes() + b"x")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from calibration import CalibrationError
 from calibration.data import Example, read_examples
@@ -92,6 +93,22 @@ def test_a_bundle_is_as_far_from_itself_as_nothing(tiny_v1_bundle: Path, pairs: 
     assert figures.perplexity_ratio == 1
     for speed in (comparison.before, comparison.after):
         assert (len(speed.prompts), len(speed.steps)) == (2, figures.tokens - 2)
+
+
+def test_pictures_are_those_of_sessions(tiny_v1_bundle: Path, tmp_path: Path) -> None:
+    """A photo that lies on its side, in a folder and in a file, as seen and as stored."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.effect_noise((60, 30), 50).save(tmp_path / "photo.jpg", exif=exif)
+    (tmp_path / "data.jsonl").write_text(json.dumps({"image": "photo.jpg", "prompt": "What?"}))
+    prober, names = Prober(load(tiny_v1_bundle), None, 2), set()
+    for as_stored in (False, True):
+        expected = prober.model.session(tmp_path / "photo.jpg", "What?", as_stored=as_stored).answer.prompt
+        for data, prompt in ((tmp_path / "data.jsonl", None), (tmp_path, "What?")):
+            (example,) = read_examples(data, prompt, as_stored=as_stored)
+            assert prober.prompt(example).images[0].name == expected.images[0].name
+        names.add(expected.images[0].name)
+    assert len(names) == 2
 
 
 def test_another_model_is_refused(tiny_v1_bundle: Path, pairs: Path, tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 import runtime
 
@@ -57,6 +59,15 @@ def refused(result: subprocess.CompletedProcess) -> str:
     assert message.startswith("error: ")
     assert message.count("\n") == 1, message
     return message
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """As a phone writes a portrait: pixels lie on their side, and EXIF says so."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.effect_noise((600, 300), 50).save(tmp_path / "photo.jpg", exif=exif)
+    return tmp_path / "photo.jpg"
 
 
 # With a question.
@@ -112,6 +123,15 @@ def test_options_reach_the_session(tiny_v1_bundle):
         stop=["e", "zz"],
     )
     assert answered(result) == expected.text + "\n"
+
+
+def test_photos_are_read_upright_or_as_stored(tiny_v1_bundle, photo):
+    model, stored = runtime.load(tiny_v1_bundle), Image.open(photo)
+    limits = {"max_new_tokens": 12, "max_tiles": 2}
+    for options, image in (([], ImageOps.exif_transpose(stored)), (["--as-stored"], stored.convert("RGB"))):
+        expected = model.session(np.asarray(image), QUESTION, **limits).text
+        arguments = ("--image", photo, "--max-new-tokens", "12", "--max-tiles", "2", *options, QUESTION)
+        assert answered(chat("--bundle", tiny_v1_bundle, *arguments)) == expected + "\n"
 
 
 @pytest.mark.parametrize(
@@ -363,6 +383,16 @@ def test_images_come_with_a_command(sit_down, shapes_bundle, tmp_path):
     assert person.ask(QUESTION) == ANSWERS[0]["pytorch"]
     person.type("/quit\n")
     assert person.read_to_end() == "/quit\n"
+
+
+def test_the_command_reads_photos_as_the_options_say(sit_down, shapes_bundle, photo):
+    for options, size in (([], "300×600"), (["--as-stored"], "600×300")):
+        person = sit_down("--bundle", shapes_bundle, "--image", photo, *options)
+        assert f"{photo}, {size} pixels" in person.read_until("\n> ")
+        assert f"{photo}, {size} pixels" in person.ask(f"/image {photo}")
+        assert "'~no-such-user/x.png' cannot be read" in person.ask("/image ~no-such-user/x.png")
+        person.type("/quit\n")
+        person.read_to_end()
 
 
 def test_errors_do_not_end_a_conversation(sit_down, shapes_bundle):
