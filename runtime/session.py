@@ -30,16 +30,17 @@ class Session(NotCopied):
     after the other.
 
     Args:
-        image: a path, the bytes of an image file, a PIL image, a uint8 array [height, width, 3], a list of these, or
-            None. Where the backend computes on a GPU, also an array in its memory (``runtime.images.frames``); that is
-            read when the question is asked, and may be written again after.
+        image: a path, the bytes of an image file, a PIL image, a uint8 array [height, width, 3] in RGB order, another
+            form that ``runtime.images.load.load_image`` takes, a list of these, or None. Where the backend computes on
+            a GPU, also an array in its memory (``runtime.images.frames``); that is read when the question is asked,
+            and may be written again after.
         prompt: the first question; ``<image>`` in it stands for an image, in order. Without such placeholders
             the images stand before it. None starts the conversation with the first ``ask``.
         bundle: folder of the bundle; by default the environment variable ``MONOEDGE_BUNDLE`` names it.
         model: a model loaded by ``runtime.load``, instead of ``bundle``.
         system: a system message instead of the bundle's own.
-        options: see ``AnswerOptions``: max_new_tokens, max_tiles, do_sample, temperature, top_k, top_p,
-            repetition_penalty, seed, stop, return_logits. They hold for the whole session.
+        options: see ``AnswerOptions``: max_new_tokens, max_tiles, as_stored, max_pixels, do_sample, temperature, top_k,
+            top_p, repetition_penalty, seed, stop, return_logits. They hold for the whole session.
 
     Raises:
         BundleError, BackendError: the bundle cannot be used.
