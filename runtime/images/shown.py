@@ -12,7 +12,10 @@ from PIL import Image
 
 from runtime.errors import ImageError
 
-_ORIENTATION = 0x0112
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274
+"""Tags of TIFF, and so of EXIF."""
+
+_WHITE_IS_ZERO = 0
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,8 +37,10 @@ def shown(picture: Image.Image) -> Image.Image:
     picture.load()  # Pillow turns a TIFF here.
     turn = _turn(picture)
     if picture.mode.startswith(("I", "F")):
-        values = np.asarray(picture)
-        gray = eight_bits(values)
+        values, tags = np.asarray(picture), getattr(picture, "tag_v2", {})
+        gray = eight_bits(values << 4 if tags.get(_BITS_PER_SAMPLE) == (12,) else values)
+        if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+            gray = 255 - gray
         if "transparency" in picture.info:
             gray[values == picture.info["transparency"]] = 255
         picture = Image.fromarray(gray)

@@ -186,6 +186,26 @@ def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
     np.testing.assert_array_equal(seen(colours), np.rint(colours / 257).astype(np.uint8))
 
 
+def tiff(pixels: bytes, bits: int, photometric: int) -> bytes:
+    """A gray picture of 4 × 2 pixels."""
+    tags = [(256, 3, 4), (257, 3, 2), (258, 3, bits), (259, 3, 1), (262, 3, photometric), (273, 4, 200), (277, 3, 1)]
+    tags += [(278, 3, 2), (279, 4, len(pixels))]
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    return head.ljust(200, b"\0") + pixels
+
+
+def test_a_tiff_says_where_its_white_lies() -> None:
+    levels = np.array([[0, 1, 255, 256], [2048, 4000, 4094, 4095]])
+    pairs = levels.reshape(-1, 2)
+    packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], axis=1)
+    twelve = seen(tiff(packed.astype(np.uint8).tobytes(), 12, 1))[..., 0]
+    np.testing.assert_array_equal(twelve, np.rint(levels / 4095 * 255))
+    sixteen = (levels * 16).astype("<u2")
+    for photometric, expected in ((1, np.rint(sixteen / 257)), (0, 255 - np.rint(sixteen / 257))):
+        np.testing.assert_array_equal(seen(tiff(sixteen.tobytes(), 16, photometric))[..., 0], expected)
+
+
 def test_floats_are_scaled() -> None:
     values = np.random.default_rng(3).random((20, 30, 3), dtype=np.float32)
     values[0, 0], values[0, 1] = 0, 1
