@@ -18,6 +18,7 @@ import pytest
 import runtime
 from calibration import CalibrationError
 from calibration.__main__ import main
+from calibration.data import digest, read_examples
 from calibration.observed.record import Record
 from export.errors import QuantizationError
 from export.quantized.weights import DecoderWeights
@@ -35,9 +36,9 @@ def calibrate(bundle: Path, pairs: Path, target: Path, *options: str) -> dict:
     return json.loads((target / "calibration.json").read_text())
 
 
-def compare(before: Path, after: Path, pairs: Path, report: Path) -> dict:
+def compare(before: Path, after: Path, pairs: Path, report: Path, *options: str) -> dict:
     command = ["--compare", str(before), str(after), "--data", str(pairs), "--test-samples", "8"]
-    main([*command, "--max-new-tokens", "8", "--report", str(report)])
+    main([*command, "--max-new-tokens", "8", "--report", str(report), *options])
     return json.loads(report.with_name(report.name + ".json").read_text())
 
 
@@ -47,6 +48,14 @@ def made(shapes_bundle: Path, pairs: Path, tmp_path_factory: pytest.TempPathFact
     target = tmp_path_factory.mktemp("made") / "int8"
     calibrate(shapes_bundle, pairs, target)
     return target
+
+
+def test_pictures_may_be_read_as_stored(tiny_v1_bundle: Path, pairs: Path, tmp_path: Path) -> None:
+    data = pairs.with_name("one.jsonl")
+    data.write_text(pairs.read_text().splitlines()[0])
+    for options in ([], ["--as-stored"]):
+        report = compare(tiny_v1_bundle, tiny_v1_bundle, data, tmp_path / "compared", *options)
+        assert report["tested"]["data"] == digest(read_examples(data, as_stored=bool(options)))
 
 
 def test_a_bundle_and_its_report(made: Path, shapes_bundle: Path, pairs: Path) -> None:
