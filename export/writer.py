@@ -1,23 +1,22 @@
 """Writes a bundle so that nothing half-written ever looks like one.
 
-Files go into a hidden folder beside the target; the manifest comes last, and a rename puts the whole in place.
+Files go into a hidden folder beside the target; the manifest comes last, and one step puts the whole in place.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from runtime.bundle.manifest import MANIFEST, FileRecord, Manifest
+from runtime.bundle.manifest import FORMAT, MANIFEST, FileRecord, Manifest
 from runtime.bundle.reader import Bundle, size_text
-from runtime.console.files import replaced
+from runtime.console.files import alone, put_in_place, recover, replaced, work_folder
 from runtime.errors import BundleError
 
 
@@ -61,27 +60,31 @@ class BundleWriter:
 
     def __init__(self, target: Path, overwrite: bool = False) -> None:
         self.target = target.expanduser().resolve()
-        if self.target.exists():
-            if not overwrite:
-                raise BundleError(f"{target} exists already: choose another folder, or add --overwrite")
-            if not self.target.is_dir() or (any(self.target.iterdir()) and not (self.target / MANIFEST).is_file()):
-                raise BundleError(f"{target} is not a bundle, so --overwrite leaves it alone: choose another folder")
+        recover(self.target)
+        self._is_ours = _is_bundle if overwrite else _is_nothing
+        if self.target.exists() and not self._is_ours(self.target):
+            raise BundleError(
+                f"{target} is not a bundle, so --overwrite leaves it alone: choose another folder"
+                if overwrite
+                else f"{target} exists already: choose another folder, or add --overwrite"
+            )
         self._records: dict[str, FileRecord] = {}
+        self._stack = ExitStack()
 
     def __enter__(self) -> BundleWriter:
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
-            prefix = f".{self.target.name}.partial-"
-            self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=self.target.parent))
-            self.folder.chmod(0o755)
+            self.folder = self._stack.enter_context(work_folder(self.target)) / "new"
+            self.folder.mkdir()
         except OSError as error:
+            self._stack.close()
             raise BundleError(f"{self.target} cannot be made: {error.strerror}") from None
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._stack.close()
         if isinstance(error, OSError):
             raise BundleError(f"writing {self.target} failed: {error.strerror or error}; nothing was kept") from None
 
@@ -133,23 +136,34 @@ class BundleWriter:
     def commit(self, manifest: Manifest) -> Manifest:
         """Puts the bundle in place; returns the manifest as it was written, with all files."""
         written = self._write_manifest(manifest)
-        if not self.target.exists():
-            self.folder.rename(self.target)
-            return written
-        old = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.old-", dir=self.target.parent))
-        self.target.replace(old)
         try:
-            self.folder.rename(self.target)
-        except OSError:
-            old.replace(self.target)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+            put_in_place(self.folder, self.target, self._is_ours)
+        except FileExistsError:
+            raise BundleError(
+                f"{self.target} appeared meanwhile and stays as it is; nothing was kept: choose another folder"
+            ) from None
         return written
 
     def _write_manifest(self, manifest: Manifest) -> Manifest:
         written = replace(manifest, files={name: self._records[name] for name in sorted(self._records)})
         (self.folder / MANIFEST).write_text(written.to_json(), encoding="utf-8")
         return written
+
+
+def _is_bundle(path: Path) -> bool:
+    """Whether a path is a bundle, which may be damaged or of another version, or an empty folder."""
+    if path.is_symlink() or not path.is_dir():
+        return False
+    try:
+        return f'"{FORMAT}"' in (path / MANIFEST).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return not any(path.iterdir())
+    except (OSError, ValueError):
+        return False
+
+
+def _is_nothing(path: Path) -> bool:
+    return False
 
 
 def rewrite_manifest(folder: Path, change: Callable[[Manifest], Manifest]) -> None:
@@ -160,6 +174,6 @@ def rewrite_manifest(folder: Path, change: Callable[[Manifest], Manifest]) -> No
         OSError: it cannot be written.
     """
     path = folder / MANIFEST
-    manifest = change(Manifest.from_json(path.read_text(encoding="utf-8")))
-    with replaced(path) as beside:
+    with alone(folder), replaced(path) as beside:
+        manifest = change(Manifest.from_json(path.read_text(encoding="utf-8")))
         beside.write_text(manifest.to_json(), encoding="utf-8")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from runtime.bundle.engines import FOLDER, why_stale
 from runtime.bundle.manifest import EngineRecord
 from runtime.bundle.reader import Bundle, size_text
 from runtime.bundle.targets import TARGETS, Target
+from runtime.console.files import work_folder
 from runtime.errors import BundleError
 
 MARGIN = 64 << 20
@@ -55,22 +55,23 @@ def staging_folder(bundle: Bundle, size: int) -> Iterator[Path]:
     """
     engines = bundle.path(FOLDER)
     existed = engines.exists()
+    stack = contextlib.ExitStack()
     try:
         engines.mkdir(exist_ok=True)
-        folder = tempfile.TemporaryDirectory(prefix=".partial-", dir=engines, ignore_cleanup_errors=True)
+        folder = stack.enter_context(work_folder(engines / "plans"))
     except OSError as error:
         raise BundleError(
             f"{engines} cannot be written ({error.strerror}): copy the bundle to where you may write"
         ) from None
     try:
-        with folder:
+        with stack:
             free = shutil.disk_usage(engines).free
             if free < size + MARGIN:
                 raise BundleError(
                     f"the plans need up to {size_text(size + MARGIN)}, {engines} has {size_text(free)} free: "
                     "free some space, or copy the bundle to another disk"
                 )
-            yield Path(folder.name)
+            yield folder
     finally:
         if not existed:
             with contextlib.suppress(OSError):
@@ -87,7 +88,6 @@ def put_in_place(bundle: Bundle, staged: Staged) -> None:
         for name, (file, _) in staged.items():
             if file == bundle.path(name):
                 continue
-            file.chmod(0o644)
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
             file.replace(bundle.path(name))

@@ -1,34 +1,91 @@
-"""Files and folders that are there whole or not at all."""
+"""Files and folders that are there whole or not at all.
+
+What is made lies in a hidden folder beside its target until it is whole and on the disk. That folder holds a file
+that its run keeps locked. Where nobody has locked it, its run was killed: the next run to the same target takes the
+folder away.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.errors import MonoedgeError, OptionError
 
+_NOREPLACE, _EXCHANGE = 1, 2
+"""Flags of Linux's ``renameat2``, from ``<linux/fs.h>``."""
+
+_AT_FDCWD = -100
+
+_OLD = "old"
+"""In a hidden folder, what stood in the target's place, where file systems cannot exchange two folders in one step."""
+
+_LOCK = "lock"
+"""In a hidden folder, the file that its run holds locked."""
+
+_RENAMEAT2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+
+
+def recover(target: Path) -> None:
+    """Takes away what killed runs left beside a target; what one had moved out of its place comes back."""
+    with contextlib.suppress(OSError):  # of a parent that is not there
+        for folder in target.parent.iterdir():
+            if folder.name.startswith(_prefix(target)):
+                # Another's, in use, or gone by now.
+                with contextlib.suppress(OSError), _locked(folder / _LOCK, os.O_RDWR):
+                    with contextlib.suppress(OSError):
+                        _rename_free(folder / _OLD, target)
+                    _remove(folder)
+                # A run that is killed before it has a lock, or after, leaves an empty one.
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
+
+@contextmanager
+def work_folder(target: Path) -> Iterator[Path]:
+    """Gives a hidden folder beside a target, to make it in. It goes at the end, with what is left in it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    recover(target)
+    with contextlib.ExitStack() as stack:
+        while True:
+            folder = target.with_name(f"{_prefix(target)}{uuid.uuid4().hex[:8]}")
+            # By mkdir, with the permissions that the user's umask leaves, as all that is put in place.
+            folder.mkdir()
+            # Until it is locked, another run may take it for a leftover.
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                stack.enter_context(_locked(folder / _LOCK, os.O_RDWR | os.O_CREAT, wait=True))
+                break
+        try:
+            yield folder
+        finally:
+            _remove(folder)
+
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Gives a hidden path beside another; what is written there, a file or a folder, takes its place at the end.
+    """Gives a hidden path; what is written there, a file or a folder, takes the place of another at the end.
 
     Whatever fails leaves nothing of it, and what stood there stays. A folder that is not empty is not replaced.
 
     Raises:
         OSError: it cannot be put in place.
     """
-    beside = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")
-    try:
-        yield beside
-        beside.replace(path)
-    finally:
-        if beside.is_dir() and not beside.is_symlink():
-            shutil.rmtree(beside, ignore_errors=True)
-        else:
-            beside.unlink(missing_ok=True)
+    with work_folder(path) as folder:
+        yield folder / "new"
+        _flush(folder / "new")
+        (folder / "new").replace(path)
+        _flush_entry(path.parent)
 
 
 @contextmanager
@@ -40,12 +97,153 @@ def new_folder(target: Path) -> Iterator[Path]:
         MonoedgeError: it cannot be written.
     """
     target = target.expanduser().absolute()
-    if target.exists() or target.is_symlink():
-        raise OptionError(f"{target} exists already: choose another folder, or delete it first")
+    recover(target)
+    exists = OptionError(f"{target} exists already: choose another folder, or delete it first")
+    if os.path.lexists(target):
+        raise exists
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with replaced(target) as folder:
-            folder.mkdir()
-            yield folder
+        with work_folder(target) as folder:
+            (folder / "new").mkdir()
+            yield folder / "new"
+            put_in_place(folder / "new", target)
+    except FileExistsError:
+        raise exists from None
     except OSError as error:
         raise MonoedgeError(f"writing {target} failed: {error.strerror or error}; nothing was kept") from None
+
+
+def put_in_place(made: Path, target: Path, is_ours: Callable[[Path], bool] = lambda path: False) -> None:
+    """Brings a folder of a ``work_folder`` to the disk and gives it its name. What it replaces lies at ``made`` then.
+
+    Args:
+        made: the folder.
+        target: its name.
+        is_ours: whether a path is something to replace; by default nothing is.
+
+    Raises:
+        FileExistsError: what stands there is not to be replaced, and stays.
+        OSError: it cannot be put in place; what stood there stays.
+    """
+    _flush(made)
+    while True:
+        try:
+            _rename_free(made, target)
+            break
+        except FileExistsError:
+            if not is_ours(target):
+                raise
+        with contextlib.suppress(FileNotFoundError):  # gone by now
+            _exchange(made, target)
+            if is_ours(made):
+                break
+            _exchange(made, target)  # another came in between
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    _flush_entry(target.parent)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Lets one process at a time in; the others wait. Where a file system cannot lock folders, all come in."""
+    with _locked(folder, os.O_RDONLY, wait=True):
+        yield
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name}.partial-"
+
+
+def _remove(folder: Path) -> None:
+    """Deletes a work folder, its lock last."""
+    with contextlib.suppress(OSError):
+        for item in folder.iterdir():
+            if item.name != _LOCK:
+                shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _locked(path: Path, flags: int, wait: bool = False) -> Iterator[None]:
+    """Opens and locks a file.
+
+    Raises:
+        BlockingIOError: another has the lock, and this is not to wait.
+        FileNotFoundError: there is no such file, or not any more.
+        OSError: the file system has no locks, and this is not to wait.
+    """
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            if not wait:
+                raise
+        path.stat()
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _rename_free(old: Path, new: Path) -> None:
+    """Renames a folder to a name that must be free.
+
+    Raises:
+        FileExistsError: it is not.
+    """
+    if not _renameat2(old, new, _NOREPLACE):
+        old.stat()
+        new.mkdir()
+        try:
+            old.rename(new)  # over the empty folder, in one step
+        except OSError:
+            with contextlib.suppress(OSError):
+                new.rmdir()
+            raise
+
+
+def _exchange(made: Path, target: Path) -> None:
+    """Exchanges two folders: in one step where the system can, so that the target's name is never empty."""
+    if not _renameat2(made, target, _EXCHANGE):
+        old = made.with_name(_OLD)
+        target.rename(old)
+        try:
+            made.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
+        old.rename(made)
+
+
+def _renameat2(old: Path, new: Path, flag: int) -> bool:
+    """Renames with a flag; false where the system or the file system does not know it."""
+    if _RENAMEAT2 is None:
+        return False
+    if _RENAMEAT2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), flag) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(code, os.strerror(code), str(old), None, str(new))
+
+
+def _flush(path: Path) -> None:
+    """Brings a file, or a folder with all that is in it, to the disk."""
+    if path.is_dir() and not path.is_symlink():
+        for item in path.iterdir():
+            _flush(item)
+    if not path.is_symlink():
+        _flush_entry(path)
+
+
+def _flush_entry(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # a folder that may be written to and not read
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of file systems that cannot flush a folder
+            raise
+    finally:
+        os.close(descriptor)

@@ -22,9 +22,11 @@ def run(main: Callable[[], None]) -> None:
     """Runs a command line's ``main`` and exits.
 
     Exit codes: 0; 2 for an error that the user can mend, told in one line; 130, as shells tell the death by SIGINT,
-    when interrupted; 143 when ended.
+    when interrupted; 143 when ended, and 129 when its terminal is closed.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not below nohup
+        signal.signal(signal.SIGHUP, _terminate)
     _use_utf8()
     try:
         main()
@@ -91,5 +93,8 @@ def _die_of_interrupt() -> NoReturn:
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    # As an exception, so that unfinished output is cleaned up.
+    # As an exception, so that unfinished output is cleaned up, which no second signal is to cut short: who closes a
+    # terminal sends several.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.exit(128 + signum)

@@ -219,7 +219,7 @@ def test_disk_without_room(tmp_path: Path) -> None:
         subprocess.run(["umount", disk], check=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_export_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "export.onnx", "--ckpt", str(CHECKPOINT), "-o", str(tmp_path / "bundle")]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -228,7 +228,7 @@ def test_interrupted_export_leaves_nothing(number: signal.Signals, tmp_path: Pat
         time.sleep(0.05)
     process.send_signal(number)
     _, stderr = process.communicate()
-    assert process.returncode == (-signal.SIGINT if number == signal.SIGINT else 143)
+    assert process.returncode == (-signal.SIGINT if number == signal.SIGINT else 128 + number)
     assert "Traceback" not in stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -245,6 +245,8 @@ def test_killed_export_leaves_no_bundle(tmp_path: Path) -> None:
         assert not (item / MANIFEST).exists()
         with pytest.raises(runtime.BundleError, match="is not a bundle"):
             Bundle(item)
+    main(["--ckpt", str(CHECKPOINT), "-o", str(tmp_path / "bundle")])
+    assert [item.name for item in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_manifest_tells_the_files(tiny_v1_bundle: Path) -> None:

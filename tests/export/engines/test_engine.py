@@ -146,7 +146,7 @@ def test_interrupted_build_leaves_nothing(rtx: None, bundle: Path, library: Path
     command = [sys.executable, "-m", "export.engine", "--bundle", bundle, "--target", "trt-rtx", "--sm", "89"]
     for number, code in ((signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)):
         process = subprocess.Popen([*command, "--plugin", library], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        while not list(bundle.glob("engines/.partial-*")):
+        while not list(bundle.glob("engines/.plans.partial-*")):
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(number)

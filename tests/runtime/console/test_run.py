@@ -48,6 +48,7 @@ def test_an_interrupt_is_death_by_its_signal(tmp_path: Path, body: str) -> None:
         ("pass", 0, ""),
         ("raise MonoedgeError('no such thing')", 2, "error: no such thing\n"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", 143, ""),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGHUP)", 129, ""),
     ],
 )
 def test_exit_codes(tmp_path: Path, body: str, code: int, said: str) -> None:
@@ -105,3 +106,23 @@ def test_a_module_run_by_its_path_says_how_to_run_it(command: list[str]) -> None
     )
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("error: run it as a module: python -m export.onnx")
+
+
+def test_nohup_is_heeded(tmp_path: Path) -> None:
+    """``nohup`` starts a command with SIGHUP ignored, so that it outlives its terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        result = ended(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGHUP); print('went on')")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (result.returncode, result.stdout) == (0, "went on\n")
+
+
+def test_cleaning_up_is_not_cut_short(tmp_path: Path) -> None:
+    """A terminal that is closed sends SIGHUP more than once."""
+    body = (
+        "import os, signal\n    try: os.kill(os.getpid(), signal.SIGHUP)\n"
+        "    finally: os.kill(os.getpid(), signal.SIGHUP); os.kill(os.getpid(), signal.SIGTERM); print('clean')"
+    )
+    result = ended(tmp_path, body)
+    assert (result.returncode, result.stdout) == (129, "clean\n")
