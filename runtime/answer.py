@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.conversation import Prompt
+from runtime.errors import NotCopied
 from runtime.generation import Sequence
 from runtime.options import AnswerOptions
 from runtime.sampling import Sampler
@@ -42,7 +43,7 @@ class Stats:
     tokens_per_second: float | None = None
 
 
-class Answer:
+class Answer(NotCopied):
     """An answer in the making. Iterate over it to stream the text, or read ``text`` for the whole.
 
     Tokens are computed as they are asked for, in the reader's thread. Several threads may read. Whatever interrupts the

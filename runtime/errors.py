@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 
 class MonoedgeError(Exception):
@@ -32,6 +33,16 @@ class OptionError(MonoedgeError):
 
 class BackendError(MonoedgeError):
     """A backend that is not installed or cannot run this bundle."""
+
+
+class NotCopied:
+    """Base of what holds caches or open files, which a copy would share: ``copy`` and ``pickle`` are refused."""
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} cannot be copied or pickled: load the bundle once in each process, and begin a "
+            "session for each conversation"
+        )
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from runtime.backends import Backend, FrameBackend, open_backend
 from runtime.bundle.manifest import CHAT_TEMPLATE, TOKENIZER
 from runtime.bundle.reader import Bundle
-from runtime.errors import BundleError, ImageError, PromptError
+from runtime.errors import BundleError, ImageError, NotCopied, PromptError
 from runtime.images.frames import DeviceImage, frame_size, is_device_frame
 from runtime.images.load import ImageInput, OpenedImage
 from runtime.images.pixels import HostPixels, Pixels
@@ -34,13 +34,6 @@ Images: TypeAlias = Image | Sequence[Image] | None
 
 Picture: TypeAlias = OpenedImage | DeviceImage
 """An image whose size is known, of which nothing is computed yet."""
-
-
-class NotCopied:
-    """What stands on memory and threads of this process: ``copy`` and ``pickle`` refuse it."""
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError(f"a {type(self).__name__} cannot be copied or pickled: load the bundle where it is used")
 
 
 class LoadedBundle(NotCopied):

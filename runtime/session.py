@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from runtime.answer import Answer, Stats
 from runtime.conversation import Conversation, Turn
-from runtime.errors import OptionError, PromptError
+from runtime.errors import NotCopied, OptionError, PromptError
 from runtime.generation import Sequence
 from runtime.images.load import OpenedImage
-from runtime.loaded import Images, LoadedBundle, NotCopied, Picture
+from runtime.loaded import Images, LoadedBundle, Picture
 from runtime.options import DEFAULT_MAX_NEW_TOKENS, AnswerOptions
 from runtime.text.tokenizer import Plain
 

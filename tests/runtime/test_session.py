@@ -50,6 +50,15 @@ def test_session_by_itself(shapes_bundle: Path, monkeypatch: pytest.MonkeyPatch)
     assert runtime.Session(PICTURE, QUESTION).text == ANSWER
 
 
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_copies_are_refused(chatty: runtime.Model, way: Callable[[object], object]) -> None:
+    """A copy of a session would write into the same cache."""
+    session = chatty.session(prompt="Hello")
+    for item, name in ((chatty, "Model"), (session, "Session"), (session.answer, "Answer")):
+        with pytest.raises(TypeError, match=f"a {name} cannot be copied or pickled: load the bundle once in each"):
+            way(item)
+
+
 def test_every_form_of_an_image(model: runtime.Model) -> None:
     opened = Image.open(PICTURE).convert("RGB")
     array = np.asarray(opened)
@@ -367,13 +376,6 @@ def test_bundle_and_model_contradict(model: runtime.Model, shapes_bundle: Path) 
         runtime.Session(PICTURE, QUESTION, model=model, bundle=shapes_bundle)
     with pytest.raises(runtime.OptionError, match=r"expected model as runtime\.load returns it, got str"):
         runtime.Session(PICTURE, QUESTION, model=str(shapes_bundle))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_what_stands_on_this_process_is_not_copied(model: runtime.Model, copied: Callable[[object], object]) -> None:
-    for kept in (model, model.session()):
-        with pytest.raises(TypeError, match="cannot be copied or pickled"):
-            copied(kept)
 
 
 def test_system_message_is_used(model: runtime.Model) -> None:
