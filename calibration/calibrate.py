@@ -29,6 +29,7 @@ from runtime.bundle.manifest import CPU, QDQ, TOKENIZER
 from runtime.bundle.reader import Bundle
 from runtime.console.console import Console
 from runtime.model import load
+from runtime.records import find
 
 REPORT_JSON, REPORT_HTML = "calibration.json", "calibration.html"
 """The files of the report in a bundle."""
@@ -173,7 +174,7 @@ def _observe(
         max_new_tokens=options.max_new_tokens,
         matrices=tuple(matrix.name for matrix in matrices),
     )
-    if file.exists():
+    if find(file, CalibrationError) is not None:
         record = Record.load(file)
         record.require(origin, file)
         console.say(f"{file}: {record.done} of {len(examples)} examples have been observed")

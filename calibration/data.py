@@ -15,6 +15,7 @@ from calibration import CalibrationError
 from runtime.bundle.reader import sha256_of
 from runtime.errors import ImageError
 from runtime.images.load import image_file
+from runtime.records import find, is_folder, parse_json, read_text
 
 PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Endings of the files that are read from a folder."""
@@ -66,16 +67,13 @@ def read_examples(data: Path, prompt: str | None = None, *, as_stored: bool = Fa
         CalibrationError: there is nothing to read, an entry is malformed, or a picture is missing or unreadable; with
             the line.
     """
-    if data.is_dir():
+    if is_folder(data, CalibrationError):
         return _from_folder(data, prompt, as_stored)
     if prompt is not None:
         raise CalibrationError(f"--prompt is for a folder of pictures, and {data} is a file whose lines have prompts")
-    try:
-        lines = data.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise CalibrationError(f"{data} does not exist: expected a JSONL file, or a folder of pictures") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CalibrationError(f"{data} cannot be read: {error}") from None
+    if find(data, CalibrationError) is None:
+        raise CalibrationError(f"{data} does not exist: expected a JSONL file, or a folder of pictures")
+    lines = read_text(data, CalibrationError).splitlines()
     examples = [
         _from_line(line, f"{data.name}, line {number}", data.parent, as_stored)
         for number, line in enumerate(lines, start=1)
@@ -148,18 +146,15 @@ def _from_folder(folder: Path, prompt: str | None, as_stored: bool) -> list[Exam
 
 
 def _from_line(line: str, place: str, folder: Path, as_stored: bool) -> Example:
-    try:
-        entry = json.loads(line)
-    except ValueError as error:
-        raise CalibrationError(f"{place}: not valid JSON ({error})") from None
+    entry = parse_json(line, place, CalibrationError)
     if not isinstance(entry, dict) or "image" not in entry or "prompt" not in entry:
         raise CalibrationError(f'{place}: expected an object with "image" and "prompt", got {line.strip()[:80]}')
     prompt, answer = entry["prompt"], entry.get("answer")
     if not isinstance(prompt, str) or not prompt.strip():
-        raise CalibrationError(f'{place}: "prompt" should be a text that is not blank, got {json.dumps(prompt)}')
+        raise CalibrationError(f'{place}: "prompt" should be a text that is not blank, got {json.dumps(prompt):.200}')
     if answer is not None and (not isinstance(answer, str) or not answer.strip()):
         raise CalibrationError(
-            f'{place}: "answer" should be a text that is not blank, or left out, got {json.dumps(answer)}'
+            f'{place}: "answer" should be a text that is not blank, or left out, got {json.dumps(answer):.200}'
         )
     return Example(place, _pictures(entry["image"], place, folder), prompt, answer, as_stored)
 

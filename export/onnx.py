@@ -78,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from export.checkpoint.reader import Checkpoint, locate
     from export.writer import BundleWriter
     from runtime.bundle.reader import size_text
+    from runtime.records import user_path
 
     BundleWriter(arguments.output, arguments.overwrite)  # refuses a target that exists before a long download
     folder = locate(arguments.ckpt)
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{arguments.ckpt}: Mono-InternVL {checkpoint.config.version}, {checkpoint.config.num_hidden_layers} layers, "
         f"hidden {checkpoint.config.hidden_size}, {size_text(checkpoint.source_bytes)}"
     )
-    name = folder.resolve().name if folder == Path(arguments.ckpt).expanduser() else arguments.ckpt
+    name = folder.resolve().name if folder == user_path(arguments.ckpt) else arguments.ckpt
     manifest = export_bundle(checkpoint, name, arguments.output, options, console)
     total = sum(record.size for record in manifest.files.values())
     console.say(

@@ -18,6 +18,7 @@ from runtime.bundle.manifest import FORMAT, MANIFEST, FileRecord, Manifest
 from runtime.bundle.reader import Bundle, size_text
 from runtime.console.files import alone, put_in_place, recover, replaced, work_folder
 from runtime.errors import BundleError
+from runtime.records import find, is_folder, read_text, user_path
 
 
 class HashingFile:
@@ -59,10 +60,10 @@ class BundleWriter:
     """
 
     def __init__(self, target: Path, overwrite: bool = False) -> None:
-        self.target = target.expanduser().resolve()
+        self.target = user_path(target).resolve()
         recover(self.target)
         self._is_ours = _is_bundle if overwrite else _is_nothing
-        if self.target.exists() and not self._is_ours(self.target):
+        if find(self.target) is not None and not self._is_ours(self.target):
             raise BundleError(
                 f"{target} is not a bundle, so --overwrite leaves it alone: choose another folder"
                 if overwrite
@@ -152,14 +153,11 @@ class BundleWriter:
 
 def _is_bundle(path: Path) -> bool:
     """Whether a path is a bundle, which may be damaged or of another version, or an empty folder."""
-    if path.is_symlink() or not path.is_dir():
+    if path.is_symlink() or not is_folder(path):
         return False
-    try:
-        return f'"{FORMAT}"' in (path / MANIFEST).read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if find(path / MANIFEST) is None:
         return not any(path.iterdir())
-    except (OSError, ValueError):
-        return False
+    return f'"{FORMAT}"' in read_text(path / MANIFEST)
 
 
 def _is_nothing(path: Path) -> bool:
@@ -175,5 +173,5 @@ def rewrite_manifest(folder: Path, change: Callable[[Manifest], Manifest]) -> No
     """
     path = folder / MANIFEST
     with alone(folder), replaced(path) as beside:
-        manifest = change(Manifest.from_json(path.read_text(encoding="utf-8")))
+        manifest = change(Manifest.from_json(read_text(path)))
         beside.write_text(manifest.to_json(), encoding="utf-8")

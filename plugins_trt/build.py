@@ -19,6 +19,7 @@ from runtime.console.console import Console
 from runtime.console.files import replaced
 from runtime.console.run import make_parser, run
 from runtime.errors import BackendError, MonoedgeError, OptionError
+from runtime.records import user_path
 
 _DESCRIPTION = """\
 Builds the TensorRT plugin library, which implements the custom operators of bundles, for the GPU of this machine
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not (arguments.headers / "NvInferRuntime.h").is_file():
             raise OptionError(f"--headers {arguments.headers}: there is no NvInferRuntime.h in it")
         headers.append(f"-DMONOEDGE_TENSORRT_HEADERS={arguments.headers.absolute()}")
-    console, output = Console(), arguments.output.expanduser().absolute()
+    console, output = Console(), user_path(arguments.output).absolute()
     if output.is_dir():
         raise OptionError(f"-o {arguments.output} is a folder, expected the file to make, as {output / LIBRARY}")
     nvcc = _require_tools(None if arguments.fetch_headers else headers)

@@ -66,6 +66,9 @@ class Conversation:
         self, template: ChatTemplate, tokenizer: Tokenizer, tokens_per_tile: int, system: str | None = None
     ) -> None:
         self._template, self._tokenizer = template, tokenizer
+        # Repeated for each visual token: as plain text it would become tokens without end.
+        for token in (template.image_start, template.image_end, template.image_context):
+            tokenizer.id_of(token)
         self._tokens_per_tile, self._system = tokens_per_tile, system
         self._numbers: dict[str, int] = {}
 

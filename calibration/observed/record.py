@@ -19,6 +19,7 @@ from calibration import CalibrationError
 from calibration.observed.statistics import PHASES, Observed, Rows, Statistics, nothing
 from runtime.bundle.manifest import REQUIRED_FILES, Manifest
 from runtime.console.files import replaced
+from runtime.records import find, parse_json, require_file
 
 FORMAT = "monoedge-observation-2"
 """Format 1 had no caches."""
@@ -110,9 +111,12 @@ class Record:
         Raises:
             CalibrationError: there is no record, or it is damaged or of another version of monoedge.
         """
+        if find(file, CalibrationError) is None:
+            raise CalibrationError(f"{file}: no such record")
+        require_file(file, CalibrationError)
         try:
             with np.load(file, allow_pickle=False) as arrays:
-                header = json.loads(arrays["header"].tobytes())
+                header = parse_json(arrays["header"].tobytes().decode(), f"the header of {file}", CalibrationError)
                 if header["format"] != FORMAT:
                     raise CalibrationError(
                         f"{file} is a record of another version of monoedge ({header['format']}, this one reads "
@@ -122,8 +126,6 @@ class Record:
                 observed = {name: _observed(arrays, header["rows"], name) for name in origin.matrices}
                 caches = {name: _largest(arrays[f"caches/{name}"], name) for name in header["caches"]}
                 return cls(origin, int(header["done"]), observed, caches)
-        except FileNotFoundError:
-            raise CalibrationError(f"{file}: no such record") from None
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             reason = " ".join(str(error).split())
             raise CalibrationError(f"{file} is not a record of a calibration, or a damaged one ({reason})") from None

@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from export.errors import CheckpointError
+from runtime.records import read_json as read_json_file
 
 T = TypeVar("T")
+
+_MOST = 1 << 24
+"""Of any size. Layers, tiles and pixels of a side have limits of their own, since work and memory grow with them."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +80,17 @@ class _Reader:
             raise CheckpointError(
                 f"{self.file}: key {self.prefix}{key} is missing; it is not the config.json of a Mono-InternVL"
             )
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) <= _MOST:
             value = float(value)
         if type(value) is not kind:
-            raise CheckpointError(f"{self.file}: {self.prefix}{key} should be {kind.__name__}, got {json.dumps(value)}")
+            got = f"{json.dumps(value):.200}"
+            raise CheckpointError(f"{self.file}: {self.prefix}{key} should be {kind.__name__}, got {got}")
         return value
 
-    def positive(self, key: str, default: int | None = None) -> int:
+    def positive(self, key: str, default: int | None = None, most: int = _MOST) -> int:
         value = self.get(key, int, default)
-        if value <= 0:
-            raise self.unsupported(key, "a positive number", value)
+        if not 0 < value <= most:
+            raise self.unsupported(key, f"a positive number up to {most:,}", value)
         return value
 
     def require(self, key: str, expected: object, default: object) -> None:
@@ -95,7 +100,7 @@ class _Reader:
 
     def unsupported(self, key: str, expected: str, value: object) -> CheckpointError:
         return CheckpointError(
-            f"{self.file}: {self.prefix}{key} = {json.dumps(value)} is not supported, expected {expected}"
+            f"{self.file}: {self.prefix}{key} = {json.dumps(value):.200} is not supported, expected {expected}"
         )
 
 
@@ -105,12 +110,7 @@ def read_json(file: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing or holds no JSON object.
     """
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{file} is missing: expected the folder of a Mono-InternVL checkpoint") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON: {error}") from None
+    values = read_json_file(file, CheckpointError, ": expected a file of a Mono-InternVL checkpoint")
     if not isinstance(values, dict):
         raise CheckpointError(f"{file}: expected a JSON object, got {type(values).__name__}")
     return values
@@ -125,7 +125,7 @@ def read_config(folder: Path) -> ModelConfig:
     root = _Reader(folder / "config.json", read_json(folder / "config.json"))
     if root.values.get("model_type") != "internvl_chat" or "llm_config" not in root.values:
         raise CheckpointError(
-            f"{root.file}: model_type = {json.dumps(root.values.get('model_type'))} is not a Mono-InternVL, "
+            f"{root.file}: model_type = {json.dumps(root.values.get('model_type')):.200} is not a Mono-InternVL, "
             'expected "internvl_chat" with an llm_config'
         )
     llm, vision = root.section("llm_config"), root.section("vision_config")
@@ -155,14 +155,14 @@ def read_config(folder: Path) -> ModelConfig:
     if heads % kv_heads:
         raise llm.unsupported("num_key_value_heads", f"a divisor of num_attention_heads {heads}", kv_heads)
     image_size, patch = vision.positive("image_size"), vision.positive("patch_size")
-    forced = root.positive("force_image_size", image_size)
+    forced = root.positive("force_image_size", image_size, most=1 << 14)
     if forced != image_size:
         raise root.unsupported("force_image_size", f"vision_config.image_size {image_size}", forced)
     ratio = root.get("downsample_ratio", float)
     shuffle = round(1 / ratio) if 0 < ratio <= 1 else 0
     if shuffle == 0 or abs(ratio * shuffle - 1) > 1e-6 or image_size % (patch * shuffle):
         raise root.unsupported("downsample_ratio", f"1/k with k·{patch} dividing {image_size}", ratio)
-    min_tiles, max_tiles = root.positive("min_dynamic_patch", 1), root.positive("max_dynamic_patch", 12)
+    min_tiles, max_tiles = root.positive("min_dynamic_patch", 1), root.positive("max_dynamic_patch", 12, most=1024)
     if min_tiles > max_tiles:
         raise root.unsupported("min_dynamic_patch", f"at most max_dynamic_patch {max_tiles}", min_tiles)
 
@@ -170,7 +170,7 @@ def read_config(folder: Path) -> ModelConfig:
         version="1.5" if llm.get("attention_ve", bool, False) else "1.0",
         hidden_size=hidden,
         intermediate_size=llm.positive("intermediate_size"),
-        num_hidden_layers=llm.positive("num_hidden_layers"),
+        num_hidden_layers=llm.positive("num_hidden_layers", most=1024),
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         vocab_size=llm.positive("vocab_size"),

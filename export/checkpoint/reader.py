@@ -18,6 +18,7 @@ from export.checkpoint.config import ModelConfig, read_config, read_json
 from export.checkpoint.templates import template
 from export.checkpoint.tokenizer import convert
 from export.errors import CheckpointError
+from runtime.records import find, is_folder, require_file, user_path
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -34,10 +35,10 @@ def locate(checkpoint: str) -> Path:
     Raises:
         CheckpointError: neither a folder nor a hub id, or the download failed.
     """
-    folder = Path(checkpoint).expanduser()
-    if folder.is_dir():
+    folder = user_path(checkpoint)
+    if is_folder(folder, CheckpointError):
         return folder
-    if folder.exists():
+    if find(folder, CheckpointError) is not None:
         raise CheckpointError(f"{checkpoint} is a file: expected the folder that holds config.json")
     if not _HUB_ID.fullmatch(checkpoint) or checkpoint.startswith("."):
         raise CheckpointError(f"{checkpoint}: no such folder, and not a hub id like OpenGVLab/Mono-InternVL-2B")
@@ -134,16 +135,16 @@ def _is_finite(block: torch.Tensor) -> bool:
 
 def _read_index(folder: Path) -> dict[str, _Entry]:
     """Reads names, shapes and files of all tensors; every shard is opened, so a truncated one is found here."""
-    if (folder / INDEX_FILE).exists():
+    if find(folder / INDEX_FILE, CheckpointError) is not None:
         weight_map = read_json(folder / INDEX_FILE).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{folder / INDEX_FILE}: key weight_map should map tensor names to files")
         shards: dict[str, list[str]] = {}
         for name, shard in weight_map.items():
             if not isinstance(shard, str) or Path(shard).name != shard:
-                raise CheckpointError(f"{folder / INDEX_FILE}: {shard!r} is not a file name in the same folder")
+                raise CheckpointError(f"{folder / INDEX_FILE}: {shard!r:.200} is not a file name in the same folder")
             shards.setdefault(shard, []).append(name)
-    elif (folder / SINGLE_FILE).exists():
+    elif find(folder / SINGLE_FILE, CheckpointError) is not None:
         shards = {SINGLE_FILE: []}
     else:
         raise CheckpointError(f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}; other formats are not read")
@@ -158,6 +159,7 @@ def _read_index(folder: Path) -> dict[str, _Entry]:
 
 
 def _read_shard(file: Path) -> dict[str, _Entry]:
+    require_file(file, CheckpointError, f", {INDEX_FILE} names it; download the checkpoint again")
     try:
         with safe_open(file, framework="pt") as opened:
             entries = {}
@@ -167,7 +169,5 @@ def _read_shard(file: Path) -> dict[str, _Entry]:
                     raise CheckpointError(f"{file}: tensor {name} is {dtype}, expected one of {', '.join(DTYPES)}")
                 entries[name] = _Entry(file, tuple(item.get_shape()), DTYPES[dtype])
             return entries
-    except FileNotFoundError:
-        raise CheckpointError(f"{file} is missing, {INDEX_FILE} names it; download the checkpoint again") from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is truncated or damaged ({error}); download the checkpoint again") from None

@@ -16,6 +16,8 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from export.errors import CheckpointError
+from runtime.records import read_bytes
 from runtime.text.tokenizer import CHAT_TOKENS, CONTROL_TOKENS, IMAGE_TOKENS, byte_token
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, _UNUSED, BYTE = range(1, 7)
@@ -49,13 +51,13 @@ def read_pieces(file: Path) -> list[Piece]:
     """Reads the pieces of a tokenizer.model whose settings are those of Mono-InternVL.
 
     Raises:
-        OSError: the file cannot be read.
+        CheckpointError: the file cannot be read.
         ValueError: the first thing found that does not fit.
     """
     pieces = []
     settings = {field: default for field, (_, default, _) in _SETTINGS.items()}
     try:
-        for field, value in _fields(file.read_bytes()):
+        for field, value in _fields(read_bytes(file, CheckpointError)):
             if field == _PIECES:
                 pieces.append(_piece(value))
             elif any(field == message for message, _ in _SETTINGS):

@@ -27,6 +27,7 @@ from pathlib import Path
 from export.checkpoint.config import read_json
 from export.checkpoint.sentencepiece import NORMAL, USER_DEFINED, Piece, read_pieces
 from export.errors import CheckpointError
+from runtime.records import find
 from runtime.text.tokenizer import CHAT_TOKENS, CONTROL_TOKENS, IMAGE_TOKENS, SPACE
 
 MODEL_FILE = "tokenizer.model"
@@ -50,8 +51,6 @@ def convert(folder: Path, vocab_size: int | None = None) -> str:
     try:
         pieces = read_pieces(file)
         merges = _merges(pieces)
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read ({error.strerror}): {_REMEDY}") from None
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}: {_REMEDY}") from None
 
@@ -196,15 +195,15 @@ def _check_config(folder: Path, special: Mapping[str, int]) -> None:
     # The official tokenizer cleans decoded text whatever this says; true would do it a second time.
     _compare(file, "clean_up_tokenization_spaces", config.get("clean_up_tokenization_spaces", False), False)
 
-    if (file := folder / "added_tokens.json").exists():
+    if find(file := folder / "added_tokens.json", CheckpointError):
         added = read_json(file)
         _compare(file, "the added tokens", added, {token: special[token] for token in IMAGE_TOKENS})
-    if (file := folder / "special_tokens_map.json").exists():
+    if find(file := folder / "special_tokens_map.json", CheckpointError):
         names = read_json(file)
         for name, value in named.items():
             _compare(file, name, _content(names.get(name, value)), value)
         more = names.get("additional_special_tokens")
-        listed = {_content(token) for token in more} if isinstance(more, list) else more
+        listed = {str(_content(token)) for token in more} if isinstance(more, list) else more
         _compare(file, "additional_special_tokens", listed, {*CHAT_TOKENS, *IMAGE_TOKENS})
 
 

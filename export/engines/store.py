@@ -17,6 +17,7 @@ from runtime.bundle.reader import Bundle, size_text
 from runtime.bundle.targets import TARGETS, Target
 from runtime.console.files import work_folder
 from runtime.errors import BundleError
+from runtime.records import find
 
 MARGIN = 64 << 20
 """Bytes beyond its weights that a plan may take; for the example models it was up to 7 MB."""
@@ -32,7 +33,7 @@ def refuse_existing(bundle: Bundle, names: list[str], options: Options) -> None:
         BundleError: one exists, and is not to be replaced.
     """
     for name in names:
-        if options.overwrite or not bundle.path(name).exists():
+        if options.overwrite or find(bundle.path(name)) is None:
             continue
         record = bundle.manifest.engines.get(name)
         if record is None:

@@ -31,6 +31,7 @@ from runtime.bundle.engines import WEIGHTS
 from runtime.bundle.manifest import DECODER_GRAPH, PRECISIONS, RECORDING, VISION_GRAPH, Manifest, ModelFacts
 from runtime.bundle.reader import Bundle, sha256_of
 from runtime.errors import BundleError
+from runtime.records import read_json
 
 Values = dict[str, Array]
 
@@ -112,8 +113,8 @@ def why_missing(bundle: Bundle) -> str | None:
     if CALLS not in bundle.manifest.files:
         return "the bundle's recorded set is in the form of an older monoedge"
     try:
-        recorded = json.loads(bundle.path(MADE_OF).read_text(encoding="utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        recorded = read_json(bundle.path(MADE_OF))["sha256"]
+    except (BundleError, KeyError, TypeError) as error:
         raise _damaged(bundle, MADE_OF, error) from None
     if recorded != made_of(bundle.manifest):
         return "the bundle's recorded set is of other graphs or weights"

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from runtime.errors import BackendError
+from runtime.records import find, is_folder, user_path
 
 LIBRARY = "libmonoedge_plugins.so"
 VARIABLE = "MONOEDGE_PLUGIN_LIBRARY"
@@ -35,8 +36,8 @@ def plugin_library() -> Path:
     """
     named = os.environ.get(VARIABLE)
     if named:
-        path = Path(named).expanduser().absolute()
-        if not path.is_file():
+        path = user_path(named).absolute()
+        if find(path, BackendError) is None or is_folder(path, BackendError):
             raise BackendError(f"{VARIABLE} is {named}, which is no file: correct it, or build with: {BUILD_COMMAND}")
         return path
     places = list(_places())

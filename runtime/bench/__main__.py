@@ -26,6 +26,7 @@ from runtime.console.files import replaced
 from runtime.console.run import make_parser, run
 from runtime.errors import MonoedgeError, OptionError
 from runtime.loaded import BUNDLE_VARIABLE
+from runtime.records import is_folder, user_path
 
 _DESCRIPTION = """\
 Measures a bundle: time to load, time to first token, prefill and decode in tokens a second, memory. Each prompt is
@@ -138,7 +139,7 @@ class _Contender:
             {"title": "", "workload": asdict(case), "cached_before": [], "bytes_per_second": [], "records": []}
             for case in cases
         ]
-        self.folder = Path(text).expanduser() if " " not in text or Path(text).expanduser().is_dir() else None
+        self.folder = user_path(text) if " " not in text or is_folder(user_path(text)) else None
         if self.folder is not None:
             Bundle(self.folder)  # refused now, not by the first process
             self.command = [sys.executable, "-m", "runtime.bench.bundle", "--bundle", str(self.folder)]

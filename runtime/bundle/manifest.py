@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
 
 from runtime.errors import BundleError
 from runtime.images.preprocess import ImageProcessor
-from runtime.records import read_record
+from runtime.records import parse_json, read_record
 
 T = TypeVar("T")
 
 FORMAT = "monoedge-bundle"
 FORMAT_VERSION = 1
 """Raised whenever a reader of the old version would misread a bundle."""
+
+_AGAIN = "export the bundle again"
 
 MANIFEST = "manifest.json"
 VISION_GRAPH, VISION_WEIGHTS = "vision.onnx", "vision.weights"
@@ -200,16 +202,15 @@ class Manifest:
         Raises:
             BundleError: not a manifest, or of a version that this runtime does not understand.
         """
-        try:
-            values = json.loads(text)
-        except ValueError as error:
-            raise BundleError(f"{MANIFEST} is not valid JSON ({error}); export the bundle again") from None
+        values = parse_json(text, MANIFEST, remedy=f"; {_AGAIN}")
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise BundleError(f'{MANIFEST} is not the manifest of a bundle: expected "{FORMAT}" under the key "format"')
         version = values.pop("format_version", None)
         if version != FORMAT_VERSION:
             advice = "update monoedge" if isinstance(version, int) and version > FORMAT_VERSION else "export it again"
-            raise BundleError(f"the bundle has format version {version}, this runtime reads {FORMAT_VERSION}: {advice}")
+            raise BundleError(
+                f"the bundle has format version {version!r:.200}, this runtime reads {FORMAT_VERSION}: {advice}"
+            )
         values = {"opset": cls.opset, "engines": {}, "quantization": None} | values
         kinds = {"name": str, "precision": str, "operators": dict, "created_by": dict, "opset": int}
         quantization = values["quantization"]
@@ -225,34 +226,38 @@ class Manifest:
                 else read_record(Quantization, quantization, f"{MANIFEST}, quantization"),
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise BundleError(f"{MANIFEST} is damaged: {error}; export the bundle again") from None
+            raise BundleError(f"{MANIFEST} is damaged: {error}; {_AGAIN}") from None
         manifest._check()
         return manifest
 
     def _check(self) -> None:
         if self.precision not in PRECISIONS:
             raise BundleError(
-                f"the bundle has precision {self.precision!r}, this runtime reads {', '.join(PRECISIONS)}: "
+                f"the bundle has precision {self.precision!r:.200}, this runtime reads {', '.join(PRECISIONS)}: "
                 "update monoedge"
             )
         for name, version in self.operators.items():
-            if OPERATOR_VERSIONS.get(name) != version:
+            if type(version) is not int or OPERATOR_VERSIONS.get(name) != version:
                 raise BundleError(
                     f"the bundle uses version {version} of operator {name}, this runtime knows "
                     f"{OPERATOR_VERSIONS.get(name, 'none')}: export it again with the monoedge installed here"
                 )
-        for name in (*self.files, *self.engines):
-            if Path(name).is_absolute() or ".." in Path(name).parts or "\\" in name:
-                raise BundleError(f"{MANIFEST} names {name!r}, which lies outside the bundle: do not trust this bundle")
+        facts: dict[str, Any] = {**vars(self.model), **vars(self.image), "opset": self.opset}
+        for name, value in facts.items():
+            most = {"max_tiles": 1 << 10, "image_size": 1 << 14}.get(name, 1 << 31)
+            if type(value) is int and not 1 <= value <= most:
+                raise BundleError(f"{MANIFEST}: {name} should be from 1 to {most:,}, got {value:,}: {_AGAIN}")
         for name in REQUIRED_FILES:
             if name not in self.files:
-                raise BundleError(f"{MANIFEST} does not list {name}: export the bundle again")
+                raise BundleError(f"{MANIFEST} does not list {name}: {_AGAIN}")
 
 
 def _typed(values: dict[str, Any], key: str, kind: type) -> Any:  # noqa: ANN401 - checked right here
     value = values[key]
+    if type(value) is int and not 0 <= value < 1 << 63:
+        raise TypeError(f"{key} is out of range: {value!r:.200}")
     if type(value) is not kind:
-        raise TypeError(f"{key} should be {kind.__name__}, got {value!r}")
+        raise TypeError(f"{key} should be {kind.__name__}, got {value!r:.200}")
     return value
 
 
@@ -263,4 +268,11 @@ def _record(kind: type[T], values: dict[str, Any]) -> T:
 
 
 def _records(kind: type[T], values: dict[str, Any]) -> dict[str, T]:
+    for name in values:
+        # Written as pathlib writes it, so that no file has two names.
+        whole = bool(name) and name.isprintable() and "\\" not in name and str(PurePosixPath("/", name)) == f"/{name}"
+        if not whole or ".." in name.split("/"):
+            raise BundleError(
+                f"{MANIFEST} names {name!r:.200}, which lies outside the bundle: do not trust this bundle"
+            )
     return {name: _record(kind, record) for name, record in values.items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 from runtime.bundle.embeddings import Embeddings
 from runtime.bundle.manifest import EMBEDDINGS, MANIFEST, PRECISIONS, FileRecord, Manifest
 from runtime.errors import BundleError
+from runtime.records import find, is_folder, read_text, require_file, user_path
 
 Progress = Callable[[int], object]
 """Called with the number of bytes just read."""
@@ -34,17 +35,15 @@ class Bundle:
         verify: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        self.folder = Path(folder).expanduser()
-        if not self.folder.is_dir():
+        self.folder = user_path(folder)
+        if not is_folder(self.folder):
             raise BundleError(
                 f"{self.folder}: no such bundle; make one with: python -m export.onnx --ckpt CKPT -o {self.folder}"
             )
+        if find(self.folder / MANIFEST) is None:
+            raise BundleError(f"{self.folder} is not a bundle: it has no {MANIFEST}")
         try:
-            self.manifest = Manifest.from_json((self.folder / MANIFEST).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise BundleError(f"{self.folder} is not a bundle: it has no {MANIFEST}") from None
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{self.folder / MANIFEST} cannot be read: {error}") from None
+            self.manifest = Manifest.from_json(read_text(self.folder / MANIFEST))
         except BundleError as error:
             raise BundleError(f"{self.folder}: {error}") from None
         for name, record in self.manifest.files.items():
@@ -69,9 +68,7 @@ class Bundle:
         file = self.folder / name
         if not file.resolve().is_relative_to(self.folder.resolve()):
             raise BundleError(f"{file} leads outside the bundle: do not trust this bundle")
-        if not file.is_file():
-            raise BundleError(f"{file} is missing: {_REMEDY}")
-        size = file.stat().st_size
+        size = require_file(file, remedy=f": {_REMEDY}").st_size
         if size != record.size:
             raise BundleError(f"{file} has {size:,} bytes, {MANIFEST} says {record.size:,}: {_REMEDY}")
         if verify and sha256_of(file, progress) != record.sha256:

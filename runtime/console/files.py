@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.errors import MonoedgeError, OptionError
+from runtime.records import user_path
 
 _NOREPLACE, _EXCHANGE = 1, 2
 """Flags of Linux's ``renameat2``, from ``<linux/fs.h>``."""
@@ -96,7 +97,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         OptionError: the target exists.
         MonoedgeError: it cannot be written.
     """
-    target = target.expanduser().absolute()
+    target = user_path(target).absolute()
     recover(target)
     exists = OptionError(f"{target} exists already: choose another folder, or delete it first")
     if os.path.lexists(target):

@@ -6,13 +6,12 @@ conversations: nothing stands between a separator and the next prefix, and ``<s>
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from runtime.errors import BundleError, PromptError
-from runtime.records import read_record
+from runtime.records import read_json, read_record
 from runtime.text.tokenizer import Plain
 
 PLACEHOLDER = "<image>"
@@ -68,7 +67,7 @@ class ChatTemplate:
                 holds = isinstance(value, str) and (bool(value) or may_be_empty)
             if not holds:
                 raise BundleError(
-                    f"chat template: {field.name} must be {expected}, got {value!r}: export the bundle again"
+                    f"chat template: {field.name} must be {expected}, got {value!r:.200}: export the bundle again"
                 )
 
     @classmethod
@@ -87,10 +86,7 @@ class ChatTemplate:
         Raises:
             BundleError: no such file, or not a template.
         """
-        try:
-            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{path} cannot be read: {error}; export the bundle again") from None
+        return cls.from_json(read_json(path, remedy=": export the bundle again"))
 
     def render(self, turns: Sequence[tuple[str, str | None]], system: str | None = None) -> str:
         """Writes a conversation as one text, as the official code does; takes and raises what ``parts`` does."""

@@ -10,12 +10,15 @@ from __future__ import annotations
 import codecs
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike
+from pathlib import Path
 
 import tokenizers
 
 from runtime.errors import BundleError, OptionError, PromptError
+from runtime.records import read_text
 
 CONTROL_TOKENS = _, BOS, _ = ("<unk>", "<s>", "</s>")
 """Ids 0, 1 and 2."""
@@ -115,11 +118,12 @@ class Tokenizer:
         Raises:
             BundleError: no such file, not a tokenizer, or not one of Mono-InternVL.
         """
-        try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the package raises nothing more specific
-            reason = " ".join(str(error).split())
-            raise BundleError(f"{path}: cannot be read as a tokenizer ({reason}): export the bundle again") from None
+        text = read_text(Path(path), remedy=": export the bundle again")
+        with _panics(f"{path}: cannot be read as a tokenizer"):
+            tokenizer = tokenizers.Tokenizer.from_str(text)
+            # A prompt is never cut, nor filled up.
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
         return cls(tokenizer)
 
     def encode(self, text: str | Sequence[str], add_bos: bool = True) -> list[int]:
@@ -140,15 +144,16 @@ class Tokenizer:
                 f"expected valid Unicode text, got a lone surrogate at position {error.start}: take it out"
             ) from None
         ids, run = [self._ids[BOS]] if add_bos else [], ""
-        for part in parts:
-            # The normalizer writes chat tokens under their usual names, and spaces as SPACE.
-            normal = self._tokenizer.normalizer.normalize_str(part)
-            first, *rest = [normal] if isinstance(part, Plain) else self._split.split(normal)
-            run += first
-            for token, after in zip(rest[::2], rest[1::2], strict=True):
-                ids += [*self._letters(run), self._ids[token]]
-                run = after
-        return ids + self._letters(run)
+        with _panics("the tokenizer failed on this text"):
+            for part in parts:
+                # The normalizer writes chat tokens under their usual names, and spaces as SPACE.
+                normal = self._tokenizer.normalizer.normalize_str(part)
+                first, *rest = [normal] if isinstance(part, Plain) else self._split.split(normal)
+                run += first
+                for token, after in zip(rest[::2], rest[1::2], strict=True):
+                    ids += [*self._letters(run), self._ids[token]]
+                    run = after
+            return ids + self._letters(run)
 
     def stop_ids(self, stops: Iterable[str]) -> frozenset[int]:
         """Returns the ids of those stop strings that are special tokens, which add nothing to the text of an answer.
@@ -185,7 +190,7 @@ class Tokenizer:
         """
         index = self._ids.get(token)
         if index is None or index not in self._special:
-            raise BundleError(f"tokenizer: expected one of {', '.join(self._special.values())}, got {token}")
+            raise BundleError(f"tokenizer: expected one of {', '.join(self._special.values())}, got {token:.200}")
         return index
 
     def bytes_of(self, token_id: int) -> bytes:
@@ -212,6 +217,17 @@ class Tokenizer:
             else:
                 run.append(index)
         return _clean(text + self._text(run))
+
+
+@contextmanager
+def _panics(what: str) -> Iterator[None]:
+    """Turns what the package raises into one line. Its panics are no ``Exception``, and their type has no name."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise BundleError(f"{what} ({' '.join(str(error).split())}): export the bundle again") from None
 
 
 def _clean(text: str) -> str:

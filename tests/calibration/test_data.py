@@ -46,7 +46,7 @@ def test_pictures_are_found_from_the_home_folder(pairs: Path, tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("{", "data.jsonl, line 2: not valid JSON"),
+        ("{", "data.jsonl, line 2 is not valid JSON"),
         ("[]", 'line 2: expected an object with "image" and "prompt"'),
         ('{"prompt": "x"}', 'line 2: expected an object with "image" and "prompt"'),
         ('{"image": null, "prompt": " "}', 'line 2: "prompt" should be a text that is not blank'),

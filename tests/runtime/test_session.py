@@ -8,6 +8,7 @@ import json
 import pickle
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,14 @@ def test_copies_are_refused(chatty: runtime.Model, way: Callable[[object], objec
     for item, name in ((chatty, "Model"), (session, "Session"), (session.answer, "Answer")):
         with pytest.raises(TypeError, match=f"a {name} cannot be copied or pickled: load the bundle once in each"):
             way(item)
+
+
+@pytest.mark.parametrize("name", ["image_start", "image_end", "image_context"])
+def test_image_tokens_that_are_none_are_refused(chatty: runtime.Model, name: str) -> None:
+    """One stands for each visual token: as text of many tokens, a picture would be encoded without end."""
+    template = replace(chatty.template, **{name: "no token at all"})
+    with pytest.raises(runtime.BundleError, match=r"tokenizer: expected one of .*, got no token at all"):
+        Conversation(template, chatty.tokenizer, chatty.image_processor.tokens_per_tile)
 
 
 def test_every_form_of_an_image(model: runtime.Model) -> None:

@@ -17,6 +17,7 @@ from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, EngineRecord
 from runtime.bundle.reader import Bundle, sha256_of
 from runtime.bundle.targets import TARGETS, Target
 from runtime.errors import BackendError
+from runtime.records import find
 
 Layout = TypeVar("Layout", DecoderLayout, VisionLayout)
 
@@ -110,7 +111,8 @@ class Loader:
 
 
 def _check_file(path: Path, record: EngineRecord, bundle: Bundle) -> None:
-    size = path.stat().st_size if path.is_file() else None
+    found = find(path, BackendError)
+    size = None if found is None else found.st_size
     if size != record.size:
         reason = "is missing" if size is None else f"has {size:,} bytes, its record says {record.size:,}"
         raise BackendError(refused(str(path), reason, record, bundle.folder))

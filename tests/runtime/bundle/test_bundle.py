@@ -38,6 +38,7 @@ def refused(folder: Path, *words: str, verify: bool = False) -> None:
         runtime.load(folder, verify=verify)
     message = str(caught.value)
     assert "\n" not in message
+    assert len(message) < 6000
     for word in words:
         assert word in message, message
 
@@ -61,7 +62,7 @@ def test_bundle_from_the_environment(bundle: Path, monkeypatch: pytest.MonkeyPat
     assert runtime.load().bundle.folder == bundle
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "other"}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "other"}', "[" * 100_000, '{"format": ' + "1" * 5000])
 def test_manifest_that_is_none(bundle: Path, text: str) -> None:
     (bundle / MANIFEST).write_text(text)
     refused(bundle, MANIFEST)
@@ -82,6 +83,19 @@ def test_manifest_that_is_none(bundle: Path, text: str) -> None:
         (lambda m: m["files"].update({"../secret": {"size": 1, "sha256": ""}}), ["../secret", "outside the bundle"]),
         (lambda m: m["files"].update({"/etc/passwd": {"size": 1, "sha256": ""}}), ["/etc/passwd", "outside"]),
         (lambda m: m["files"].update({"new.bin": {"size": 1}}), ["sha256"]),
+        *(
+            (lambda m, name=name: m["files"].update({name: {"size": 1, "sha256": ""}}), ["outside the bundle"])
+            for name in ("", ".", "a//b", "./decoder.onnx", "engines/", "a\\b", "a\0b", "a\nb", "a\u202eb")
+        ),
+        (lambda m: m["files"].update({"a" * 5000: {"size": 1, "sha256": ""}}), ["File name too long"]),
+        (lambda m: m["files"].update({"new.bin": {"size": -1, "sha256": ""}}), ["size is out of range: -1"]),
+        (lambda m: m["model"].update(hidden_size=0), ["hidden_size should be from 1 to 2,147,483,648, got 0"]),
+        (lambda m: m["model"].update(max_length=1 << 40), ["max_length should be from 1 to"]),
+        (lambda m: m["model"].update(max_length=True), ["max_length should be int, got True"]),
+        (lambda m: m["image"].update(max_tiles=1 << 30), ["max_tiles should be from 1 to 1,024"]),
+        (lambda m: m.update(opset=0), ["opset should be from 1"]),
+        (lambda m: m["operators"].update(FusedMoE=True), ["version True of operator FusedMoE"]),
+        (lambda m: m.update(precision="x" * 1_000_000), ["this runtime reads fp32"]),
         (lambda m: m["model"].update(vocab_size=778), ["777 tokens", "778"]),
         (lambda m: m.update(quantization=QUANTIZED | {"mode": "w4a4"}), ["'w4a4'", "w8a16, w8a8", "update monoedge"]),
         (lambda m: m.update(quantization=QUANTIZED | {"form": "gguf"}), ["'gguf'", "qdq and cpu", "update monoedge"]),
@@ -143,6 +157,13 @@ def test_altered_file_is_found_by_full_verification(bundle: Path, name: str) -> 
     data[len(data) // 2] ^= 1
     (bundle / name).write_bytes(data)
     refused(bundle, name, "was altered", verify=True)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, *REQUIRED_FILES])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    os.mkfifo(bundle / name)
+    refused(bundle, name, "is not a file")
 
 
 def test_link_that_leads_outside(bundle: Path, tmp_path: Path) -> None:

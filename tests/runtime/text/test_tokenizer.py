@@ -191,13 +191,47 @@ def test_golden_responses(tmp_path, version):
 
 def test_files_that_are_no_tokenizer(tmp_path):
     file = tmp_path / "tokenizer.json"
-    with pytest.raises(BundleError, match=r"tokenizer\.json: cannot be read as a tokenizer \(No such file"):
+    with pytest.raises(BundleError, match=r"tokenizer\.json is missing"):
         Tokenizer.from_file(file)
     for damaged in (b"", b"\xff", b"{}", b"[1,\n2]", convert(TINY).encode()[:-5]):
         file.write_bytes(damaged)
         with pytest.raises(BundleError, match="export the bundle again") as caught:
             Tokenizer.from_file(file)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (["normalizer"], {"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+        (["post_processor", "special_tokens"], {}),
+    ],
+)
+def test_panics_of_the_package_are_errors(tmp_path, keys, value):
+    """In reading, and in encoding: they pass ``except Exception``."""
+    document = place = json.loads(convert(TINY))
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(BundleError, match="export the bundle again") as caught:
+        Tokenizer.from_file(file).encode("Hello")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_prompt_is_never_cut_nor_filled_up(tmp_path):
+    document = json.loads(convert(TINY))
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(document), encoding="utf-8")
+    expected = Tokenizer.from_file(file).encode("Hello, who are you?")
+    document["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    document["padding"] = {
+        "strategy": {"Fixed": 100}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+        "pad_token": "<unk>",
+    }  # fmt: skip
+    file.write_text(json.dumps(document), encoding="utf-8")
+    assert Tokenizer.from_file(file).encode("Hello, who are you?") == expected
 
 
 def test_tokenizers_of_other_models(tmp_path):
