@@ -8,21 +8,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from runtime.errors import MonoedgeError
+from runtime.errors import VISIBLE, MonoedgeError
 
 T = TypeVar("T")
 
 Advance = Callable[[int], object]
 """Moves a progress bar on by so many."""
 
-# What a terminal would act on, C0, DEL and C1, as something to look at: an answer may hold any of it, and could so
-# move the cursor, rename the window or forge a prompt. Line ends and tabs are what they seem.
-_VISIBLE = {
-    0x7F: "␡",
-    **{code: chr(0x2400 + code) for code in range(0x20)},
-    **dict.fromkeys(range(0x80, 0xA0), "\ufffd"),
-}
-del _VISIBLE[ord("\n")], _VISIBLE[ord("\t")]
+_VISIBLE = {code: shown for code, shown in VISIBLE.items() if chr(code) not in "\n\t"}
+"""Line ends and tabs are what they seem."""
 
 
 class Console:

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import NoReturn
 
 import runtime
-from runtime.errors import MonoedgeError
+from runtime.errors import MonoedgeError, visible
 from runtime.packages import install_command
 
 
@@ -40,6 +40,12 @@ def run(main: Callable[[], None]) -> None:
         # Whoever read our output has enough; flushing the rest at exit would complain once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        # A path that a user named, such as one below a folder that may not be read. Others are ours to mend.
+        if error.filename is None:
+            raise
+        print(f"error: {visible(f'{error.filename}: {error.strerror}')}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
 
 
 def make_parser(module: str, description: str, usage: str | None = None) -> argparse.ArgumentParser:

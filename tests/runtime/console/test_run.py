@@ -47,6 +47,7 @@ def test_an_interrupt_is_death_by_its_signal(tmp_path: Path, body: str) -> None:
     [
         ("pass", 0, ""),
         ("raise MonoedgeError('no such thing')", 2, "error: no such thing\n"),
+        ("open('nowhere/at all')", 2, "error: nowhere/at all: No such file or directory\n"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", 143, ""),
         ("import os, signal; os.kill(os.getpid(), signal.SIGHUP)", 129, ""),
     ],
