@@ -95,6 +95,8 @@ class Profile:
 
 @dataclass(frozen=True)
 class _Layout:
+    """How a plan is called: which profile takes how many rows."""
+
     profiles: tuple[Profile, ...]
 
     @property
