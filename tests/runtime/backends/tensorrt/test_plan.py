@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,7 @@ def ask_rtx(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
 
 
 def read_by_rtx(ask: Callable[..., Any], bundle: Bundle, plan: Plan, library: Path) -> PlanInfo:
-    profiles = [{name: list(asdict(shapes).values()) for name, shapes in profile.items()} for profile in plan.profiles]
-    job = {"plugin": str(library), "graph": str(bundle.path(plan.graph)), "profiles": profiles}
+    job = {"plugin": str(library), "graph": str(bundle.path(plan.graph)), "profiles": plan.profiles}
     answer = ask(job, plan.model.SerializeToString())
 
     def tensor(values: dict[str, Any]) -> TensorInfo:
