@@ -90,9 +90,9 @@ def calibrate(
         questions: to observe, and to measure with.
         options: what is quantized, and how.
         output: the folder of the quantized bundle, with the report in it.
-        file: of the observations. A complete one is used again, an incomplete one is completed.
+        file: keeps the observations. A complete one is used again, an incomplete one is completed.
         overwrite: whether a bundle that exists is replaced.
-        apply_to: the same model in another number format, which is quantized instead.
+        apply_to: the same model in another number format, which is quantized instead; None for ``bundle`` itself.
         console: shows each step and the progress.
 
     Raises:
@@ -162,7 +162,7 @@ def _observe(
     file: Path,
     console: Console,
 ) -> Record:
-    """Returns the complete record: read from its file, completed or made."""
+    """Returns the complete record: read from its file, and what it lacks observed."""
     manifest = weights.bundle.manifest
     origin = Origin(
         bundle=bundle_hash(manifest),
