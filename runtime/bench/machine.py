@@ -9,7 +9,6 @@ import contextlib
 import os
 import platform
 import re
-import shutil
 import subprocess
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -85,8 +84,6 @@ def _text(file: str | Path) -> str:
 
 def _output(*command: str) -> str:
     """Returns the output of a system's tool, on one line; empty where there is none or it fails."""
-    if shutil.which(command[0]) is None:
-        return ""
     try:
         done = subprocess.run(  # noqa: S603 - fixed commands
             command, capture_output=True, text=True, check=True, timeout=20, stdin=subprocess.DEVNULL
