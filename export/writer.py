@@ -123,6 +123,7 @@ class BundleWriter:
         target = self.folder / name
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(source.path(name), target)
+        source.require_same(name)
         self._records[name] = source.manifest.files[name]
 
     def draft(self, manifest: Manifest) -> Bundle:

@@ -27,6 +27,8 @@ from runtime.backends.graph import (
     WRITE_INDICES,
     GraphInMemory,
     Observer,
+    check_graph,
+    link_advice,
 )
 from runtime.bundle.manifest import CPU, DECODER_GRAPH, PRECISIONS, VISION_GRAPH, VISUAL_DECODER_GRAPH
 from runtime.bundle.reader import Bundle
@@ -81,7 +83,7 @@ class OnnxRuntimeBackend:
         self.chunk, self.max_length = CHUNK, bundle.manifest.model.max_length
         self.length_limit = bundle.length_limit
         self.dtype = PRECISIONS[bundle.manifest.precision]
-        self.decoder = self._open(DECODER_GRAPH)
+        self.decoder = check_graph(bundle, DECODER_GRAPH, self._open(DECODER_GRAPH))
         self.description = f"onnxruntime {ort.__version__}, CPU"
         self._opened: dict[str, ort.InferenceSession] = {}
         self._lock = threading.Lock()
@@ -112,7 +114,7 @@ class OnnxRuntimeBackend:
         quantization = self.bundle.manifest.quantization
         prepacked = graph != VISION_GRAPH and quantization is not None and quantization.form == CPU
         path, options = self.bundle.path(graph), self._options(prepacked)
-        with as_backend_error(f"ONNX Runtime cannot load {path}"):
+        with as_backend_error(f"ONNX Runtime cannot load {path}{link_advice(self.bundle, graph)}"):
             if graph not in self._graphs:
                 return ort.InferenceSession(path, options, providers=PROVIDERS)
             model, weights = self._graphs[graph].model, self._graphs[graph].weights
@@ -146,7 +148,7 @@ class OnnxRuntimeBackend:
         """Opens a graph when it is first asked for: a text conversation never needs it."""
         with self._lock:
             if graph not in self._opened:
-                self._opened[graph] = self._open(graph)
+                self._opened[graph] = check_graph(self.bundle, graph, self._open(graph))
             return self._opened[graph]
 
     def new_context(self) -> OnnxRuntimeContext:

@@ -70,7 +70,7 @@ class CudaProviderBackend(OnnxRuntimeBackend):
         # TensorRT needs fixed sizes.
         options.add_free_dimension_override_by_name("batch", 1)
         options.add_free_dimension_override_by_name("capacity", self.max_length)
-        with as_backend_error(f"ONNX Runtime cannot load {path}"):
+        with as_backend_error(f"ONNX Runtime cannot load {path}{graph.link_advice(self.bundle, name)}"):
             session = ort.InferenceSession(path, options, providers=self._providers(name), enable_fallback=0)
         if self.provider not in session.get_providers():
             raise BackendError(

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from runtime.bundle.embeddings import Embeddings
-from runtime.bundle.manifest import EMBEDDINGS, MANIFEST, PRECISIONS, FileRecord, Manifest
+from runtime.bundle.manifest import (
+    CHAT_TEMPLATE,
+    DECODER_GRAPH,
+    EMBEDDINGS,
+    MANIFEST,
+    PRECISIONS,
+    TOKENIZER,
+    VISION_GRAPH,
+    VISUAL_DECODER_GRAPH,
+    FileRecord,
+    Manifest,
+)
 from runtime.errors import BundleError
-from runtime.records import find, is_folder, read_text, require_file, user_path
+from runtime.records import find, is_folder, read_bytes, read_text, require_file, user_path
 
 Progress = Callable[[int], object]
 """Called with the number of bytes just read."""
+
+_ATTEMPTS = 10
+
+_LOCATION = re.compile(rb"\n\x08location\x12(.)", re.DOTALL)
+"""In an ONNX file, what stands before the name of a file of weights; the last byte is the name's length."""
 
 _REMEDY = "copy the bundle again, or export it again"
 
@@ -40,14 +58,36 @@ class Bundle:
             raise BundleError(
                 f"{self.folder}: no such bundle; make one with: python -m export.onnx --ckpt CKPT -o {self.folder}"
             )
-        if find(self.folder / MANIFEST) is None:
-            raise BundleError(f"{self.folder} is not a bundle: it has no {MANIFEST}")
+        for _ in range(_ATTEMPTS):
+            self._seen: dict[str, tuple[int, ...]] = {}
+            before = find(self.folder / MANIFEST)
+            if before is None:
+                raise BundleError(f"{self.folder} is not a bundle: it has no {MANIFEST}")
+            problem = None
+            try:
+                self._read(verify, progress)
+            except BundleError as error:
+                problem = error
+            # A bundle that was replaced in the midst is read again: the files of two may fit in size. The last number
+            # tells a new file from one that has gone, whose inode and time it may have.
+            now = find(self.folder / MANIFEST)
+            if now is not None and (*_identity(now), now.st_ctime_ns) == (*_identity(before), before.st_ctime_ns):
+                if problem is not None:
+                    raise problem
+                return
+        raise BundleError(f"{self.folder} is replaced faster than it can be read: wait for what writes it")
+
+    def _read(self, verify: bool, progress: Progress | None) -> None:
         try:
             self.manifest = Manifest.from_json(read_text(self.folder / MANIFEST))
         except BundleError as error:
             raise BundleError(f"{self.folder}: {error}") from None
         for name, record in self.manifest.files.items():
             self._check_file(name, record, verify, progress)
+        if verify:
+            for name, engine in self.manifest.engines.items():
+                if find(self.path(name)) is not None:  # a bundle can answer without
+                    self._check_file(name, engine, verify, progress)
 
     def path(self, name: str) -> Path:
         """Returns the path of a file that the manifest lists."""
@@ -58,21 +98,48 @@ class Bundle:
         """Why a conversation can be no longer where the bundle sets the limit, for people."""
         return f"the bundle was exported with --max-length {self.manifest.model.max_length}"
 
+    def require_same(self, *names: str) -> None:
+        """Checks that files are still those that were there when the bundle was opened.
+
+        Raises:
+            BundleError: one was replaced or written to.
+        """
+        for name in names:
+            found = find(self.path(name))
+            if found is None or _identity(found) != self._seen[name]:
+                raise BundleError(f"{self.folder} was replaced while it was in use ({name} is another): load it again")
+
     def embeddings(self) -> Embeddings:
-        """Opens the token embeddings, [vocab, hidden] in ``PRECISIONS[precision]``."""
+        """Opens the token embeddings, [vocab, hidden] in ``PRECISIONS[precision]``.
+
+        Raises:
+            BundleError: they cannot be read, or one of the files that a model reads whole was replaced meanwhile.
+        """
         model = self.manifest.model
         shape = (model.vocab_size, model.hidden_size)
-        return Embeddings(self.path(EMBEDDINGS), shape, PRECISIONS[self.manifest.precision])
+        opened = Embeddings(self.path(EMBEDDINGS), shape, PRECISIONS[self.manifest.precision])
+        self.require_same(EMBEDDINGS, TOKENIZER, CHAT_TEMPLATE)
+        return opened
 
     def _check_file(self, name: str, record: FileRecord, verify: bool, progress: Progress | None) -> None:
         file = self.folder / name
-        if not file.resolve().is_relative_to(self.folder.resolve()):
-            raise BundleError(f"{file} leads outside the bundle: do not trust this bundle")
-        size = require_file(file, remedy=f": {_REMEDY}").st_size
+        found = require_file(file, remedy=f": {_REMEDY}")
+        self._seen[name], size = _identity(found), found.st_size
         if size != record.size:
             raise BundleError(f"{file} has {size:,} bytes, {MANIFEST} says {record.size:,}: {_REMEDY}")
+        if name in (VISION_GRAPH, DECODER_GRAPH, VISUAL_DECODER_GRAPH):
+            data = read_bytes(file)
+            for place in _LOCATION.finditer(data):
+                named = data[place.end() : place.end() + place[1][0]].decode(errors="replace")
+                if named not in self.manifest.files:
+                    raise BundleError(f"{file} takes weights from {named!r}, which {MANIFEST} does not list: {_REMEDY}")
         if verify and sha256_of(file, progress) != record.sha256:
             raise BundleError(f"{file} was altered, its SHA-256 is not that of {MANIFEST}: {_REMEDY}")
+
+
+def _identity(found: os.stat_result) -> tuple[int, ...]:
+    """Returns what tells a file from another that takes its name."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def size_text(size: int) -> str:

@@ -113,7 +113,8 @@ def _load(arguments: argparse.Namespace, terminal: Terminal) -> Model:
     choices = {"backend": arguments.backend, "threads": arguments.threads}
     if not (arguments.verify and arguments.bundle):
         return load(arguments.bundle, **choices)
-    total = sum(record.size for record in Bundle(arguments.bundle).manifest.files.values())
+    manifest = Bundle(arguments.bundle).manifest
+    total = sum(record.size for record in (*manifest.files.values(), *manifest.engines.values()))
     with terminal.bar("checking the bundle", total, "B") as progress:
         return load(arguments.bundle, verify=True, progress=progress, **choices)
 

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+from PIL import Image
 
 import runtime
 from export.writer import BundleWriter
-from runtime.bundle.manifest import DECODER_WEIGHTS, FORMAT_VERSION, MANIFEST, REQUIRED_FILES, Manifest, Quantization
+from runtime.backends import open_backend
+from runtime.bundle.manifest import (
+    DECODER_GRAPH,
+    DECODER_WEIGHTS,
+    FORMAT_VERSION,
+    MANIFEST,
+    REQUIRED_FILES,
+    VISION_WEIGHTS,
+    Manifest,
+    Quantization,
+)
 from runtime.bundle.reader import Bundle
+from runtime.console.files import put_in_place
 
 QUANTIZED = {"mode": "w8a16", "form": "qdq", "experts": ["text"], "attention": False, "lm_head": True}
 
@@ -92,11 +109,12 @@ def test_manifest_that_is_none(bundle: Path, text: str) -> None:
         (lambda m: m["model"].update(hidden_size=0), ["hidden_size should be from 1 to 2,147,483,648, got 0"]),
         (lambda m: m["model"].update(max_length=1 << 40), ["max_length should be from 1 to"]),
         (lambda m: m["model"].update(max_length=True), ["max_length should be int, got True"]),
+        (lambda m: m["model"].update(num_hidden_layers=1 << 31), ["num_hidden_layers should be from 1 to 1,024"]),
         (lambda m: m["image"].update(max_tiles=1 << 30), ["max_tiles should be from 1 to 1,024"]),
         (lambda m: m.update(opset=0), ["opset should be from 1"]),
         (lambda m: m["operators"].update(FusedMoE=True), ["version True of operator FusedMoE"]),
         (lambda m: m.update(precision="x" * 1_000_000), ["this runtime reads fp32"]),
-        (lambda m: m["model"].update(vocab_size=778), ["777 tokens", "778"]),
+        (lambda m: m["model"].update(vocab_size=778), ["777", "778"]),
         (lambda m: m.update(quantization=QUANTIZED | {"mode": "w4a4"}), ["'w4a4'", "w8a16, w8a8", "update monoedge"]),
         (lambda m: m.update(quantization=QUANTIZED | {"form": "gguf"}), ["'gguf'", "qdq and cpu", "update monoedge"]),
         (lambda m: m.update(quantization=QUANTIZED | {"experts": ["audio"]}), ["audio", "update monoedge"]),
@@ -166,11 +184,143 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(bundle: Path, name: str) ->
     refused(bundle, name, "is not a file")
 
 
-def test_link_that_leads_outside(bundle: Path, tmp_path: Path) -> None:
-    outside = tmp_path / "outside"
-    shutil.move(bundle / DECODER_WEIGHTS, outside)
-    (bundle / DECODER_WEIGHTS).symlink_to(outside)
-    refused(bundle, "outside the bundle")
+def linked(file: Path, target: Path) -> None:
+    """Moves a file elsewhere, and leaves a link to it."""
+    target.parent.mkdir(exist_ok=True)
+    shutil.move(file, target)
+    file.symlink_to(target)
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_bundle_in_the_cache_of_the_hub_answers(bundle: Path, tmp_path: Path, verify: bool) -> None:
+    """There every file is a link into ``blobs/``."""
+    expected = runtime.load(bundle).session(prompt="Hello", max_new_tokens=4).text
+    for number, file in enumerate(file for file in bundle.rglob("*") if file.is_file()):
+        linked(file, tmp_path / f"blobs/{number:x}")
+    assert runtime.load(bundle, verify=verify).session(prompt="Hello", max_new_tokens=4).text == expected
+
+
+@pytest.mark.parametrize("name", REQUIRED_FILES)
+def test_one_file_on_another_disk(bundle: Path, tmp_path: Path, name: str) -> None:
+    """The owner may link to it, and the manifest holds; ONNX Runtime does not follow links to weights, and is told."""
+    expected = Bundle(bundle).manifest
+    linked(bundle / name, tmp_path / "disk/file")
+    assert Bundle(bundle, verify=True).manifest == expected
+    if name == DECODER_WEIGHTS:
+        with pytest.raises(runtime.BackendError, match="does not follow the link") as caught:
+            runtime.load(bundle)
+        command = re.search(r"put a copy there \((.*?)\)", str(caught.value))
+        assert command is not None
+        subprocess.run(shlex.split(command[1]), check=True)
+    runtime.load(bundle)
+    with (tmp_path / "disk/file").open("ab") as file:
+        file.write(b"x")
+    if name != DECODER_WEIGHTS:
+        refused(bundle, name, "bytes")
+
+
+def test_a_link_to_something_else_is_refused(bundle: Path, tmp_path: Path) -> None:
+    (bundle / DECODER_WEIGHTS).unlink()
+    (bundle / DECODER_WEIGHTS).symlink_to(tmp_path / "nowhere")
+    refused(bundle, DECODER_WEIGHTS, "is missing")
+
+
+def test_weights_that_the_manifest_does_not_list(bundle: Path) -> None:
+    """They would be computed with and not be hashed."""
+    graph = onnx.load(bundle / DECODER_GRAPH, load_external_data=False)
+    for item in graph.graph.initializer:
+        for entry in item.external_data:
+            if entry.key == "location":
+                entry.value = "other.weights"
+    shutil.copy(bundle / DECODER_WEIGHTS, bundle / "other.weights")
+    data = graph.SerializeToString()
+    (bundle / DECODER_GRAPH).write_bytes(data)
+    record = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    edit(bundle, lambda m: m["files"].update({DECODER_GRAPH: record}))
+    refused(bundle, "takes weights from 'other.weights'", verify=True)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "words"),
+    [
+        ("model", {"head_dim": 64}, ["past_key_values.0.key", "says 64"]),
+        ("model", {"num_key_value_heads": 4}, ["past_key_values.0.key", "says 4"]),
+        ("model", {"num_hidden_layers": 3}, ["has 8 caches", "says 6"]),
+        ("model", {"num_hidden_layers": 1000}, ["has 8 caches", "says 2000"]),
+        ("model", {"hidden_size": 64}, ["inputs_embeds", "says 64"]),
+        ("image", {"tokens_per_tile": 64}, ["visual_embeds", "says 64"]),
+        ("image", {"image_size": 224}, ["pixel_values", "says 224"]),
+    ],
+)
+def test_facts_that_are_not_those_of_the_graphs(
+    bundle: Path, section: str, changes: dict[str, int], words: list[str]
+) -> None:
+    edit(bundle, lambda m: m[section].update(changes))
+    with pytest.raises(runtime.BundleError, match="export the bundle again") as caught:
+        runtime.load(bundle).session(Image.new("RGB", (8, 8)), "What is it?", max_new_tokens=1).text  # noqa: B018
+    for word in words:
+        assert word in str(caught.value)
+
+
+# Replaced while it is open -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other(bundle: Path, tmp_path: Path) -> Path:
+    """A bundle of the same sizes and other weights, beside the first."""
+    folder = tmp_path / "other"
+    shutil.copytree(bundle, folder)
+    for name in (DECODER_WEIGHTS, VISION_WEIGHTS):
+        data = bytes((folder / name).stat().st_size)
+        (folder / name).write_bytes(data)
+        record = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        edit(folder, lambda m, name=name, record=record: m["files"].update({name: record}))
+    edit(folder, lambda m: m.update(name="other"))
+    return folder
+
+
+def exchange(bundle: Path, other: Path) -> None:
+    put_in_place(other, bundle, lambda path: True)
+
+
+def test_graphs_that_are_opened_later_are_of_the_same_bundle(bundle: Path, other: Path) -> None:
+    model = runtime.load(bundle)
+    exchange(bundle, other)
+    session = model.session(Image.new("RGB", (8, 8)), "What is it?", max_new_tokens=1)
+    with pytest.raises(runtime.BundleError, match=r"was replaced while it was in use .*: load it again"):
+        session.text  # noqa: B018
+    # What needs nothing more of the files goes on.
+    assert model.session(prompt="Hello", max_new_tokens=1).text is not None
+    runtime.load(bundle).session(Image.new("RGB", (8, 8)), "What is it?", max_new_tokens=1).text  # noqa: B018
+
+
+def test_a_file_that_is_written_again_in_place_is_noticed(bundle: Path, other: Path) -> None:
+    model = runtime.load(bundle)
+    (bundle / VISION_WEIGHTS).write_bytes((other / VISION_WEIGHTS).read_bytes())
+    with pytest.raises(runtime.BundleError, match=r"vision\.weights is another"):
+        model.session(Image.new("RGB", (8, 8)), "What is it?", max_new_tokens=1).text  # noqa: B018
+
+
+def test_a_bundle_replaced_while_it_is_opened_is_read_again(bundle: Path, other: Path) -> None:
+    """In the midst of hashing: the manifest of one is not taken for the files of the other."""
+    seen: list[int] = []
+
+    def progress(count: int) -> None:
+        if not seen:
+            exchange(bundle, other)
+        seen.append(count)
+
+    assert Bundle(bundle, verify=True, progress=progress).manifest.name == "other"
+
+
+def test_a_bundle_replaced_between_manifest_and_graphs_is_noticed(bundle: Path, other: Path) -> None:
+    opened = Bundle(bundle)
+    backend = open_backend(None, opened, None)
+    exchange(bundle, other)
+    with pytest.raises(runtime.BundleError, match="was replaced"):
+        open_backend(None, opened, None)
+    with pytest.raises(runtime.BundleError, match="was replaced"):
+        runtime.Model(opened, backend)
 
 
 def test_verification_reports_all_bytes(bundle: Path) -> None:
