@@ -14,7 +14,7 @@ import numpy as np
 from calibration import CalibrationError
 from runtime.bundle.reader import sha256_of
 from runtime.errors import ImageError
-from runtime.images.load import image_file
+from runtime.images.source import image_file
 from runtime.records import find, is_folder, parse_json, read_text
 
 PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")

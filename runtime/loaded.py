@@ -15,8 +15,9 @@ from runtime.bundle.manifest import CHAT_TEMPLATE, TOKENIZER
 from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError, ImageError, NotCopied, PromptError
 from runtime.images.frames import DeviceImage, frame_size, is_device_frame
-from runtime.images.load import ImageInput, OpenedImage
+from runtime.images.load import OpenedImage
 from runtime.images.pixels import HostPixels, Pixels
+from runtime.images.source import ImageInput
 from runtime.options import require_whole
 from runtime.text.template import ChatTemplate
 from runtime.text.tokenizer import Tokenizer

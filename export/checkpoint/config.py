@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from export.errors import CheckpointError
+from runtime.images.preprocess import MAX_TILES
 from runtime.records import read_json as read_json_file
 
 T = TypeVar("T")
@@ -162,7 +163,7 @@ def read_config(folder: Path) -> ModelConfig:
     shuffle = round(1 / ratio) if 0 < ratio <= 1 else 0
     if shuffle == 0 or abs(ratio * shuffle - 1) > 1e-6 or image_size % (patch * shuffle):
         raise root.unsupported("downsample_ratio", f"1/k with k·{patch} dividing {image_size}", ratio)
-    min_tiles, max_tiles = root.positive("min_dynamic_patch", 1), root.positive("max_dynamic_patch", 12, most=1024)
+    min_tiles, max_tiles = root.positive("min_dynamic_patch", 1), root.positive("max_dynamic_patch", 12, MAX_TILES)
     if min_tiles > max_tiles:
         raise root.unsupported("min_dynamic_patch", f"at most max_dynamic_patch {max_tiles}", min_tiles)
 

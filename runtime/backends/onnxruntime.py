@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.backends import Array
+from runtime.backends.checks import check_graph, link_advice
 from runtime.backends.graph import (
     INPUTS_EMBEDS,
     LOGITS,
@@ -27,8 +28,6 @@ from runtime.backends.graph import (
     WRITE_INDICES,
     GraphInMemory,
     Observer,
-    check_graph,
-    link_advice,
 )
 from runtime.bundle.manifest import CPU, DECODER_GRAPH, PRECISIONS, VISION_GRAPH, VISUAL_DECODER_GRAPH
 from runtime.bundle.reader import Bundle

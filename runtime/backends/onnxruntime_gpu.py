@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.backends import Array, graph
+from runtime.backends.checks import link_advice
 from runtime.backends.cuda.device import require_no_threads, to_format
 from runtime.backends.onnxruntime import CHUNK, OnnxRuntimeBackend
 from runtime.backends.plugin_library import cache_folder, plugin_library
@@ -70,7 +71,7 @@ class CudaProviderBackend(OnnxRuntimeBackend):
         # TensorRT needs fixed sizes.
         options.add_free_dimension_override_by_name("batch", 1)
         options.add_free_dimension_override_by_name("capacity", self.max_length)
-        with as_backend_error(f"ONNX Runtime cannot load {path}{graph.link_advice(self.bundle, name)}"):
+        with as_backend_error(f"ONNX Runtime cannot load {path}{link_advice(self.bundle, name)}"):
             session = ort.InferenceSession(path, options, providers=self._providers(name), enable_fallback=0)
         if self.provider not in session.get_providers():
             raise BackendError(

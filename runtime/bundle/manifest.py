@@ -249,7 +249,7 @@ class Manifest:
                 )
         facts: dict[str, Any] = {**vars(self.model), **vars(self.image), "opset": self.opset}
         for name, value in facts.items():
-            most = {"num_hidden_layers": 1 << 10, "max_tiles": 1 << 10, "image_size": 1 << 14}.get(name, 1 << 31)
+            most = {"num_hidden_layers": 1 << 10, "image_size": 1 << 14}.get(name, 1 << 31)
             if type(value) is int and not 1 <= value <= most:
                 raise BundleError(f"{MANIFEST}: {name} should be from 1 to {most:,}, got {value:,}: {_AGAIN}")
         for name in REQUIRED_FILES:

@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import io
-import os
-import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
-from typing import IO, Any, Protocol, TypeAlias, TypeVar
-from urllib.parse import unquote_to_bytes
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from runtime.errors import ImageError
 from runtime.images.shown import eight_bits, shown
-
-T = TypeVar("T")
-
-
-class ArrayLike(Protocol):
-    """What numpy makes an array of, as torch's tensors on the CPU are."""
-
-    def __array__(self) -> NDArray[Any]: ...
-
-
-ImageInput: TypeAlias = (
-    str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | NDArray[Any] | ArrayLike
-)
-"""What ``load_image`` takes."""
+from runtime.images.source import ImageInput, reason_of, source_of
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
 """Files that are read. Pillow reads more, some by starting another program."""
 
 MAX_PIXELS = 178_956_970
 """Pixels of an image at most. Pillow takes a file of more for a decompression bomb."""
-
-_BASE64 = ("iVBORw0KGgo", "/9j/", "UklGR", "R0lGOD")
-"""How PNG, JPEG, WebP and GIF begin in base64."""
 
 
 def load_image(image: ImageInput, *, as_stored: bool = False, max_pixels: int | None = None) -> Image.Image:
@@ -73,7 +50,7 @@ class OpenedImage:
     """
 
     def __init__(self, image: ImageInput, *, as_stored: bool = False, max_pixels: int | None = None) -> None:
-        self._source, self._name = _source(image)
+        self._source, self._name = source_of(image)
         self._as_stored = as_stored
         self._max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
         if isinstance(self._source, np.ndarray):
@@ -113,7 +90,7 @@ class OpenedImage:
         except UnidentifiedImageError as error:
             raise ImageError(f"{name} is not an image of {', '.join(FORMATS)}: save it as PNG or JPEG") from error
         except Exception as error:  # Pillow's decoders raise a dozen types for damaged files
-            raise ImageError(f"{name} cannot be decoded ({_reason(error)}): check that it is complete") from error
+            raise ImageError(f"{name} cannot be decoded ({reason_of(error)}): check that it is complete") from error
 
     def _check(self, size: tuple[int, int]) -> None:
         width, height = size
@@ -124,104 +101,3 @@ class OpenedImage:
                 f"{self._name} has {width}×{height} pixels, more than the {self._max_pixels} allowed (max_pixels): "
                 "shrink it first"
             )
-
-
-def image_file(path: str | os.PathLike[str], beside: Path | None = None) -> Path:
-    """Returns the path of a file that can be read, with ``~`` replaced; devices and pipes are not opened.
-
-    Args:
-        path: as it was given.
-        beside: the folder that a relative path starts from, instead of the current one.
-
-    Raises:
-        ImageError: there is no such file, or it is unreadable.
-    """
-    text = os.fsdecode(path)
-    name, hint = short(f"{beside}/{text}" if beside else text), "check it"
-    if text.startswith(_BASE64):
-        hint = "base64 is given as data:image/png;base64,…, or decoded"
-    elif "://" in text:
-        hint = "give the bytes of what a URL names"
-    try:
-        file = Path(beside or "", Path(text).expanduser())
-        if stat.S_ISREG(file.stat().st_mode):
-            file.open("rb").close()
-            return file
-        problem = "is not a file"
-    except (FileNotFoundError, NotADirectoryError):
-        problem = "does not exist"
-    except (OSError, ValueError, RuntimeError) as error:  # ValueError: NUL, surrogates; RuntimeError: no such ~user
-        problem = f"cannot be read ({getattr(error, 'strerror', None) or _reason(error)})"
-    raise ImageError(f"expected the path of an image file, but {name} {problem}: {hint}") from None
-
-
-def short(value: object) -> str:
-    """Returns a value's ``repr``, its middle left out where it is long."""
-    text = repr(value)
-    return text if len(text) <= 160 else f"{text[:100]}…{text[-20:]}"
-
-
-def _source(image: Any) -> tuple[Path | bytes | Image.Image | NDArray[Any], str]:  # noqa: ANN401 - checked here
-    """Returns where an image's pixels come from, and its name for messages."""
-    kind = f"{type(image).__module__}.{type(image).__qualname__}"
-    if isinstance(image, Image.Image):
-        return image, "the PIL image"
-    if isinstance(image, str) and image[:5].lower() == "data:":
-        return _read(lambda: _from_data_uri(image), short(image)), "the image of the data URI"
-    if isinstance(image, (str, os.PathLike)):
-        file = image_file(image)
-        return file, short(str(file))
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        data = _read(lambda: bytes(image), f"the {kind}")
-        return data, f"the {len(data)} bytes given"
-    if hasattr(image, "read"):
-        return _read(lambda: _from_file_object(image), f"the {kind}"), f"the image of the {kind}"
-    if hasattr(image, "__array__"):
-        return _from_array(image, kind), "the array"
-    raise ImageError(
-        "expected an image as a path, the bytes of a file, a binary file object, a data URI, a PIL image or an array "
-        f"[height, width, 3], got {kind}: convert it to one of these"
-    )
-
-
-def _read(read: Callable[[], T], name: str) -> T:
-    try:
-        return read()
-    except Exception as error:  # what classes of anybody's raise: closed files, torch's gradients, bad base64
-        raise ImageError(f"{name} cannot be read ({_reason(error)}): give the image another way") from error
-
-
-def _from_data_uri(text: str) -> bytes:
-    head, _, body = text.partition(",")
-    if not head.lower().endswith(";base64"):
-        raise ValueError("expected data:image/png;base64,…")
-    data = b"".join(unquote_to_bytes(body).split())
-    return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
-
-
-def _from_file_object(file: Any) -> bytes:  # noqa: ANN401
-    with suppress(AttributeError, OSError, ValueError):  # a pipe is read from where it stands
-        file.seek(0)
-    data = file.read()
-    if not isinstance(data, bytes):
-        raise TypeError(f"expected bytes, it gave a {type(data).__name__}: files are opened in mode 'rb'")
-    return data
-
-
-def _from_array(given: Any, kind: str) -> NDArray[Any]:  # noqa: ANN401
-    if isinstance(given, np.ma.MaskedArray):
-        raise ImageError("expected an array of pixels, got a masked array: fill it, as array.filled(255) does")
-    array = _read(lambda: np.asarray(given), f"the {kind}")
-    got = f"got {str(array.dtype)[:80]} {list(array.shape)}"
-    if array.ndim != 2 and not (array.ndim == 3 and 1 <= array.shape[2] <= 4):
-        fix = "give one image, its channels last"
-        if array.ndim == 3 and 1 <= array.shape[0] <= 4:
-            fix = "put the channels last with array.transpose(1, 2, 0), in torch tensor.permute(1, 2, 0)"
-        raise ImageError(f"expected an array [height, width, 3], [height, width, 4] or [height, width], {got}: {fix}")
-    if not array.size:
-        raise ImageError(f"the array has no pixels: expected at least 1×1, {got}")
-    return array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

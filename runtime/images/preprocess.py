@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from runtime.errors import BundleError, OptionError
-from runtime.images.load import ImageInput, load_image
+from runtime.images.load import load_image
+from runtime.images.source import ImageInput
 
 MAX_TILES = 1000
 """Most tiles of a grid. So many are a quarter of a million visual tokens, beyond what any checkpoint can read."""
