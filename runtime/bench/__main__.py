@@ -206,10 +206,8 @@ def _measure(
 
 
 def _title(case: Workload, record: Record) -> str:
-    if not case.tiles:
-        return f"{case.text_tokens} text tokens"
-    tiles = f"{case.tiles} tile{'s' * (case.tiles > 1)}"
-    return f"{case.text_tokens} text tokens and {tiles}, {record.prompt_tokens} tokens together"
+    text, tiles = f"{case.text_tokens} text tokens", f"{case.tiles} tile{'s' * (case.tiles > 1)}"
+    return f"{text} and {tiles}, {record.prompt_tokens} tokens together" if case.tiles else text
 
 
 if __name__ == "__main__":

@@ -56,10 +56,8 @@ def measure(what: Workload, load: Callable[[], Loaded]) -> Record:
     loaded = load()
     load_seconds = time.perf_counter() - started
     memory.sample()
-    questions, answers = _Questions(what, loaded), list[_Answer]()
-    for _ in range(what.warmup + what.repeats):
-        answers.append(_answer(questions, what.new_tokens, memory))
-        memory.sample()
+    questions = _Questions(what, loaded)
+    answers = [_answer(questions, what.new_tokens, memory) for _ in range(what.warmup + what.repeats)]
     memory.sample_gpu()
     counted = answers[what.warmup :]
     return Record(
@@ -156,4 +154,5 @@ def _answer(questions: _Questions, new_tokens: int, memory: MemoryWatch) -> _Ans
         started = time.perf_counter()
         ids.append(sampler.next(sequence.step(ids[-1]), ids))
         steps.append(time.perf_counter() - started)
+    memory.sample()
     return _Answer(cut + questions.encoding, first_token, steps)
