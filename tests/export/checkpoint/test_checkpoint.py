@@ -170,7 +170,7 @@ def test_config_that_is_no_json_object(checkpoint: Path, text: str) -> None:
         ("llm_config__num_hidden_layers", 1 << 31, ["num_hidden_layers = 2147483648", "a positive number up to 1,024"]),
         ("llm_config__max_position_embeddings", 1 << 40, ["max_position_embeddings = ", "a positive number up to"]),
         ("llm_config__rope_theta", 10**400, ["rope_theta should be float"]),
-        ("max_dynamic_patch", 1 << 30, ["max_dynamic_patch = ", "up to 1,024"]),
+        ("max_dynamic_patch", 1 << 30, ["max_dynamic_patch = ", "up to 1,000"]),
         ("template", "x" * 1_000_000, ["template must be one of"]),
         ("llm_config__attention_ve", False, ["wo_ve", "unexpected", "1.0"]),
     ],
