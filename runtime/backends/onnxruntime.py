@@ -82,10 +82,10 @@ class OnnxRuntimeBackend:
         self.chunk, self.max_length = CHUNK, bundle.manifest.model.max_length
         self.length_limit = bundle.length_limit
         self.dtype = PRECISIONS[bundle.manifest.precision]
-        self.decoder = check_graph(bundle, DECODER_GRAPH, self._open(DECODER_GRAPH))
-        self.description = f"onnxruntime {ort.__version__}, CPU"
         self._opened: dict[str, ort.InferenceSession] = {}
         self._lock = threading.Lock()
+        self.decoder = self.graph(DECODER_GRAPH)
+        self.description = f"onnxruntime {ort.__version__}, CPU"
 
     def _require_format(self) -> None:
         if self.bundle.manifest.precision == "bf16":
@@ -138,17 +138,18 @@ class OnnxRuntimeBackend:
 
     def encode_image(self, pixel_values: npt.NDArray[np.float32]) -> Array:
         """Takes [tiles, 3, size, size] to [tiles · tokens_per_tile, hidden], one tile at a time."""
-        vision = self.for_images(VISION_GRAPH)
+        vision = self.graph(VISION_GRAPH)
         with as_backend_error("ONNX Runtime failed on the image"):
             tiles = (tile[None].astype(self.dtype, copy=False) for tile in pixel_values)
             return np.concatenate([vision.run(None, {PIXEL_VALUES: tile})[0][0] for tile in tiles])
 
-    def for_images(self, graph: str) -> ort.InferenceSession:
-        """Opens a graph when it is first asked for: a text conversation never needs it."""
+    def graph(self, name: str) -> ort.InferenceSession:
+        """Opens a graph when it is first asked for: a text conversation needs no vision."""
         with self._lock:
-            if graph not in self._opened:
-                self._opened[graph] = check_graph(self.bundle, graph, self._open(graph))
-            return self._opened[graph]
+            if name not in self._opened:
+                session = self._open(name)
+                self._opened[name] = session if name in self._graphs else check_graph(self.bundle, name, session)
+            return self._opened[name]
 
     def new_context(self) -> OnnxRuntimeContext:
         """Returns empty caches for a new sequence."""
@@ -247,7 +248,7 @@ class OnnxRuntimeContext:
 
     def _visual(self) -> _Bound:
         if self._visual_decoder is None:
-            decoder = _Bound.to(self._backend.for_images(VISUAL_DECODER_GRAPH))
+            decoder = _Bound.to(self._backend.graph(VISUAL_DECODER_GRAPH))
             self._bind_caches(decoder)
             self._visual_decoder = decoder
         return self._visual_decoder
