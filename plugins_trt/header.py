@@ -6,14 +6,13 @@ The file is kept under version control, so that a device builds the plugin witho
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
-from plugins_trt.schema import DOMAIN, OPERATORS, PLUGIN_OPERATORS, VERSION, Operator, Tensor
+from plugins_trt.schema import DOMAIN, PLUGIN_OPERATORS, VERSION, Operator, Tensor
 
 HEADER = Path(__file__).parent / "trt/schema.h"
-
-_KINDS = {"T": "Kind::kT", "bool": "Kind::kBool", "int8": "Kind::kInt8", "float32": "Kind::kFloat32"}
 
 _TEXT = """\
 // The operators as plugins_trt/schema.py defines them. Written by: python -m plugins_trt.header
@@ -31,8 +30,9 @@ inline constexpr char kVersion[]{{"{version}"}};
 enum Dim : std::int32_t {{ {dims}, kDims }};
 inline constexpr char const* kDimNames[kDims]{{{dim_names}}};
 
-// Inputs that all operators of a family have, first and in this order.
-{families}
+// Most tensors are the same in several operators.
+{tensors}
+
 inline constexpr Operator kOperators[]{{
 {operators}
 }};
@@ -40,27 +40,19 @@ inline constexpr Operator kOperators[]{{
 }} // namespace monoedge::schema
 """
 
-_FAMILY = """
-namespace {name}
-{{
-enum Input : std::int32_t {{ {inputs} }};
-}}
-"""
-
 
 def header() -> str:
     """Returns the text of ``schema.h``."""
-    tensors = (tensor for operator in PLUGIN_OPERATORS for tensor in (*operator.inputs, *operator.outputs))
-    dims = list(dict.fromkeys(dim for tensor in tensors for _, dim in map(_extent, tensor.shape)))
+    tensors = {
+        _name(tensor): tensor for operator in PLUGIN_OPERATORS for tensor in (*operator.inputs, *operator.outputs)
+    }
+    dims = list(dict.fromkeys(dim for tensor in tensors.values() for _, dim in map(_extent, tensor.shape)))
     return _TEXT.format(
         namespace=DOMAIN,
         version=VERSION,
         dims=_constants(dims),
         dim_names=", ".join(f'"{dim}"' for dim in dims),
-        families="".join(
-            _FAMILY.format(name=operator.name, inputs=_constants(tensor.name for tensor in operator.inputs))
-            for operator in OPERATORS
-        ),
+        tensors="\n".join(f"inline constexpr Tensor {name}{_tensor(tensor)};" for name, tensor in tensors.items()),
         operators="\n".join(map(_operator, PLUGIN_OPERATORS)),
     )
 
@@ -68,20 +60,20 @@ def header() -> str:
 def _operator(operator: Operator) -> str:
     if len(operator.outputs) != 1:
         raise ValueError(f"{operator.name} has {len(operator.outputs)} outputs: the plugin is written for one")
-    names = [tensor.name for tensor in operator.inputs]
-    inputs = ",\n            ".join(_tensor(tensor, names) for tensor in operator.inputs)
-    output = _tensor(operator.outputs[0], names)
-    return f'    {{"{operator.name}", Family::k{operator.family}, {output},\n        {len(names)}, {{{inputs}}}}},'
+    output, *inputs = map(_name, (*operator.outputs, *operator.inputs))
+    text = f'{{"{operator.name}", Family::k{operator.family}, {output}, {len(inputs)}, {{{", ".join(inputs)}}}}},'
+    return textwrap.fill(text, 120, initial_indent="    ", subsequent_indent="        ")
 
 
-def _tensor(tensor: Tensor, inputs: list[str]) -> str:
+def _name(tensor: Tensor) -> str:
+    if tensor.name == "output":
+        return f"output_{tensor.shape[-1]}"
+    return f"{tensor.name}_int8" if tensor.type == "int8" else tensor.name
+
+
+def _tensor(tensor: Tensor) -> str:
     extents = ", ".join(f"{{{factor}, {_constants([dim])}}}" for factor, dim in map(_extent, tensor.shape))
-    scales = "".join(
-        f", {inputs.index(name) if name in inputs else 'kNone'}"
-        for name in (f"{tensor.name}_scale", f"{tensor.name}_input_scale")
-        if tensor.type == "int8"
-    )
-    return f'{{"{tensor.name}", {_KINDS[tensor.type]}, {len(tensor.shape)}, {{{extents}}}{scales}}}'
+    return f'{{"{tensor.name}", Kind::{_constants([tensor.type])}, {len(tensor.shape)}, {{{extents}}}}}'
 
 
 def _extent(text: str) -> tuple[int, str]:

@@ -32,7 +32,6 @@ struct Extent
 
 inline constexpr std::int32_t kMaxRank{3};
 inline constexpr std::int32_t kMaxInputs{14};
-inline constexpr std::int32_t kNone{-1};
 
 struct Tensor
 {
@@ -40,8 +39,6 @@ struct Tensor
     Kind kind;
     std::int32_t rank;
     Extent shape[kMaxRank];
-    std::int32_t scale{kNone};      ///< Which input holds the scales of an INT8 matrix.
-    std::int32_t inputScale{kNone}; ///< Which input holds the scale of the activations in front of it.
 };
 
 struct Operator
