@@ -1,9 +1,11 @@
-#include "plugin.h"
+// A node of the operator family inside TensorRT, and what makes such nodes.
 
+#include "exports.h"
 #include "operation.h"
 #include "report.h"
 
 #include <utility>
+#include <vector>
 
 namespace monoedge::trt
 {
@@ -19,6 +21,7 @@ using nvinfer1::IPluginV3OneBuild;
 using nvinfer1::IPluginV3OneCore;
 using nvinfer1::IPluginV3OneRuntime;
 using nvinfer1::PluginCapabilityType;
+using nvinfer1::PluginFieldCollection;
 using nvinfer1::PluginTensorDesc;
 
 /// Asked for where no size can be worked out. No device has that much, so the build stops.
@@ -48,15 +51,45 @@ Sizes bindAll(schema::Operator const& op, std::int32_t count, Shape&& dims)
     return sizes;
 }
 
-/// Translates TensorRT's calls and checks what comes with them, nothing more.
+/// What TensorRT asks plugins and what makes them alike: which operator they are of.
+template <typename Interface>
+class OfOperator : public Interface
+{
+public:
+    explicit OfOperator(schema::Operator const& definition)
+        : mDefinition{definition}
+    {
+    }
+
+    char const* getPluginName() const noexcept override
+    {
+        return mDefinition.name;
+    }
+
+    char const* getPluginVersion() const noexcept override
+    {
+        return schema::kVersion;
+    }
+
+    char const* getPluginNamespace() const noexcept override
+    {
+        return schema::kNamespace;
+    }
+
+protected:
+    schema::Operator const& mDefinition;
+    PluginFieldCollection mNoFields{}; ///< Always none: sizes and types come with every call.
+};
+
+/// Translates TensorRT's calls and checks what comes with them, nothing more. `node` is its name in messages.
 class ExpertPlugin final : public nvinfer1::IPluginV3,
-                           public IPluginV3OneCore,
+                           public OfOperator<IPluginV3OneCore>,
                            public IPluginV3OneBuild,
                            public IPluginV3OneRuntime
 {
 public:
     ExpertPlugin(schema::Operator const& definition, std::string node)
-        : mDefinition{definition}
+        : OfOperator{definition}
         , mNode{std::move(node)}
     {
     }
@@ -75,25 +108,8 @@ public:
     nvinfer1::IPluginV3* clone() noexcept override
     {
         nvinfer1::IPluginV3* copy{nullptr};
-        guarded(mNode, [&] { copy = makePlugin(mDefinition, mNode); });
+        guarded(mNode, [&] { copy = new ExpertPlugin(mDefinition, mNode); });
         return copy;
-    }
-
-    // Core
-
-    char const* getPluginName() const noexcept override
-    {
-        return mDefinition.name;
-    }
-
-    char const* getPluginVersion() const noexcept override
-    {
-        return schema::kVersion;
-    }
-
-    char const* getPluginNamespace() const noexcept override
-    {
-        return schema::kNamespace;
     }
 
     // Build
@@ -212,22 +228,59 @@ public:
         return clone();
     }
 
-    nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override
+    PluginFieldCollection const* getFieldsToSerialize() noexcept override
     {
         return &mNoFields;
     }
 
 private:
-    schema::Operator const& mDefinition;
     std::string mNode;
-    nvinfer1::PluginFieldCollection mNoFields{}; ///< Sizes and types come with every call; there is nothing to keep.
+};
+
+/// Makes plugins of one operator, for TensorRT's ONNX parser and for plans that hold one.
+class ExpertPluginCreator final : public OfOperator<nvinfer1::IPluginCreatorV3One>
+{
+public:
+    using OfOperator::OfOperator;
+
+    nvinfer1::IPluginV3* createPlugin(
+        char const* name, PluginFieldCollection const* fc, nvinfer1::TensorRTPhase) noexcept override
+    {
+        nvinfer1::IPluginV3* plugin{nullptr};
+        auto const make = [&] {
+            if (fc != nullptr && fc->nbFields != 0)
+            {
+                throw Refusal(std::string{mDefinition.name} + " version " + schema::kVersion
+                    + " takes no fields, got " + fc->fields[0].name + "; use the plugin that the plan was built with");
+            }
+            bool const named = name != nullptr && *name != '\0';
+            plugin = new ExpertPlugin(mDefinition, named ? name : mDefinition.name);
+        };
+        guarded(name == nullptr ? "" : name, make);
+        return plugin;
+    }
+
+    PluginFieldCollection const* getFieldNames() noexcept override
+    {
+        return &mNoFields;
+    }
 };
 
 } // namespace
 
-nvinfer1::IPluginV3* makePlugin(schema::Operator const& definition, std::string node)
-{
-    return new ExpertPlugin(definition, std::move(node));
-}
-
 } // namespace monoedge::trt
+
+nvinfer1::IPluginCreatorInterface* const* getCreators(std::int32_t& nbCreators)
+{
+    // Never freed: TensorRT may ask them until the process ends.
+    static std::vector<nvinfer1::IPluginCreatorInterface*> const creators = [] {
+        std::vector<nvinfer1::IPluginCreatorInterface*> result;
+        for (auto const& definition : monoedge::schema::kOperators)
+        {
+            result.push_back(new monoedge::trt::ExpertPluginCreator{definition});
+        }
+        return result;
+    }();
+    nbCreators = static_cast<std::int32_t>(creators.size());
+    return creators.data();
+}
