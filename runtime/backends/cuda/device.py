@@ -6,7 +6,8 @@ in host memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,17 +23,21 @@ class Resource(Protocol):
         """Frees it. The GPU must be entered (see ``Device``), and must not be using it."""
 
 
-class Memory(Resource, Protocol):
+@dataclass
+class Memory:
     """Device memory, aligned to 256 bytes at least."""
 
     address: int
     size: int
+    free: Callable[[], None]
 
 
-class HostMemory(Resource, Protocol):
+@dataclass
+class HostMemory:
     """Page-locked host memory: the GPU copies from and to it without the CPU."""
 
     array: npt.NDArray[np.uint8]
+    free: Callable[[], None]
 
 
 class Event(Resource, Protocol):
@@ -105,7 +110,7 @@ class Device(Protocol):
             BackendError: a part of it cannot be recorded; the queue is as it was.
         """
 
-    def release(self, *resources: Resource) -> None:
+    def release(self, resources: Iterable[Resource]) -> None:
         """Frees resources, now or once no capture is going on; may be called by a finalizer."""
 
 

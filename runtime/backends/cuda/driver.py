@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import Any
 
 # From the driver's header, where they are fixed.
 _MAJOR, _MINOR = 75, 76
-_DRIVER = "libcuda.so.1"
 
 
 @dataclass(frozen=True)
@@ -24,13 +22,9 @@ class Device:
 def find_device() -> Device | None:
     """Returns the first GPU, or None where there is no GPU or no driver."""
     try:
-        driver = ctypes.CDLL(_DRIVER)
+        driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return None
-    return _ask(driver)
-
-
-def _ask(driver: Any) -> Device | None:  # noqa: ANN401 - a library
     handle, context = ctypes.c_int(), ctypes.c_void_p()
     name = ctypes.create_string_buffer(256)
     major, minor = ctypes.c_int(), ctypes.c_int()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends.cuda.device import Graph, Resource
+from runtime.backends.cuda.device import Graph, HostMemory, Memory, Resource
 from runtime.bundle.reader import size_text
 from runtime.errors import BackendError, as_backend_error
 
@@ -22,10 +23,9 @@ except ImportError as error:
     raise BackendError(f"pycuda cannot be imported: {error}; it needs NVIDIA's driver and a GPU") from None
 
 try:
-    from runtime.backends.cuda.graphs import CudaGraph
+    from cuda.bindings import driver
 except ImportError:
-    CudaGraph = None  # type: ignore[assignment, misc]
-
+    driver = None
 
 _NON_BLOCKING = 1
 """CUDA's flag for a stream that does not wait for the default stream, which other libraries may use."""
@@ -48,7 +48,7 @@ class PyCudaDevice:
         self.name = device.name()
         major, minor = device.compute_capability()
         self.compute_capability = 10 * major + minor
-        self.has_graphs = CudaGraph is not None
+        self.has_graphs = driver is not None
         self._released: deque[Resource] = deque()
         self._capturing: int | None = None
         with self:
@@ -62,13 +62,16 @@ class PyCudaDevice:
     def __exit__(self, *error: object) -> None:
         cuda.Context.pop()
 
-    def allocate(self, size: int) -> _Memory:
+    def allocate(self, size: int) -> Memory:
         """Allocates device memory."""
-        return _Memory(self._allocated(lambda: cuda.mem_alloc(max(size, 1)), size, "of the GPU's memory"), size)
+        allocation = self._allocated(lambda: cuda.mem_alloc(max(size, 1)), size, "of the GPU's memory")
+        return Memory(int(allocation), size, allocation.free)
 
-    def allocate_host(self, size: int) -> _HostMemory:
+    def allocate_host(self, size: int) -> HostMemory:
         """Allocates page-locked host memory."""
-        return _HostMemory(self._allocated(lambda: cuda.pagelocked_empty(size, np.uint8), size, "of host memory"))
+        array = self._allocated(lambda: cuda.pagelocked_empty(size, np.uint8), size, "of host memory")
+        # Views may keep the array; its memory is freed all the same.
+        return HostMemory(array, array.base.free)
 
     def _allocated(self, allocate: Callable[[], Any], size: int, what: str) -> Any:  # noqa: ANN401 - PyCUDA's
         try:
@@ -118,12 +121,12 @@ class PyCudaDevice:
         """Records what ``work`` enqueues as a CUDA graph."""
         self._capturing = threading.get_ident()
         try:
-            return CudaGraph(self.stream, work)
+            return _CudaGraph(self.stream, work)
         finally:
             self._capturing = None
-            self.release()
+            self.release([])
 
-    def release(self, *resources: Resource) -> None:
+    def release(self, resources: Iterable[Resource]) -> None:
         """Frees resources; during a capture in this thread only after it, since freeing would end the capture."""
         self._released.extend(resources)
         if self._capturing == threading.get_ident():
@@ -131,24 +134,6 @@ class PyCudaDevice:
         with self:
             while self._released:
                 self._released.popleft().free()
-
-
-class _Memory:
-    def __init__(self, allocation: Any, size: int) -> None:  # noqa: ANN401 - PyCUDA's
-        self._allocation = allocation
-        self.address, self.size = int(allocation), size
-
-    def free(self) -> None:
-        self._allocation.free()
-
-
-class _HostMemory:
-    def __init__(self, array: npt.NDArray[np.uint8]) -> None:
-        self.array = array
-
-    def free(self) -> None:
-        # Views may keep the array; its memory is freed all the same.
-        self.array.base.free()  # type: ignore[union-attr] # PyCUDA's allocation
 
 
 class _Event:
@@ -166,3 +151,50 @@ class _Event:
     def free(self) -> None:
         # PyCUDA frees with its object, here where the context is entered.
         del self._event
+
+
+class _CudaGraph:
+    """Recorded work of one stream, through NVIDIA's ``cuda-bindings``, since PyCUDA has no calls for it.
+
+    Args:
+        stream: handle of the stream to record on and to replay on; its context is current.
+        work: enqueues what is to be recorded, in this thread. Nothing of it runs.
+
+    Raises:
+        BackendError: a part of it cannot be recorded; the stream is as it was.
+    """
+
+    def __init__(self, stream: int, work: Callable[[], None]) -> None:
+        self._stream = driver.CUstream(stream)
+        # Other threads may allocate meanwhile.
+        _check(
+            driver.cuStreamBeginCapture(self._stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+        )
+        try:
+            work()
+        except BaseException:
+            # The capture has to be ended; why it failed is reported already.
+            with contextlib.suppress(BackendError):
+                driver.cuGraphDestroy(_check(driver.cuStreamEndCapture(self._stream)))
+            raise
+        graph = _check(driver.cuStreamEndCapture(self._stream))
+        try:
+            self._executable = _check(driver.cuGraphInstantiate(graph, 0))
+        finally:
+            driver.cuGraphDestroy(graph)
+
+    def replay(self) -> None:
+        """Enqueues the work on its stream."""
+        _check(driver.cuGraphLaunch(self._executable, self._stream))
+
+    def free(self) -> None:
+        """Frees the graph."""
+        driver.cuGraphExecDestroy(self._executable)
+
+
+def _check(answer: tuple[Any, ...]) -> Any:  # noqa: ANN401 - whatever the call returns
+    """Returns the value of a call's (status, value)."""
+    status, *values = answer
+    if status != driver.CUresult.CUDA_SUCCESS:
+        raise BackendError(f"CUDA graph: {status.name}")
+    return values[0] if values else None

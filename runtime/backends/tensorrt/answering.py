@@ -65,7 +65,7 @@ class EngineBackend:
             }
             self._call = Call(device, self.layout, self.chunk)
         self._held: list[Resource] = [*self._prefills.values(), *self._call.resources, self.scratch]
-        weakref.finalize(self, _release, device, self._held)
+        weakref.finalize(self, device.release, self._held)
 
     def encode_image(self, pixel_values: npt.NDArray[np.float32]) -> Array:
         """Takes [tiles, 3, size, size] to [tiles · tokens_per_tile, hidden]."""
@@ -113,30 +113,20 @@ class EngineContext:
     def __init__(self, backend: EngineBackend) -> None:
         self.capacity = 0
         self._backend = backend
-        self._decode: _Decode | None = None
+        self._graph: Graph | None = None
+        self._ran = False
 
     def reserve(self, capacity: int) -> None:
         """Allocates the caches, for as many tokens as the engine was built for."""
         backend = self._backend
         if capacity > backend.max_length:
             raise BackendError(f"{capacity} tokens were asked for, but {backend.length_limit}")
-        if self._decode is None:
+        if not self.capacity:
             with backend.lock, backend.device:
-                self._decode = _Decode(backend)
+                self._allocate(backend.device, backend.layout)
             self.capacity = backend.max_length
 
-    def forward(self, inputs_embeds: Array, visual_mask: npt.NDArray[np.bool_], start: int) -> Array:
-        """Runs tokens ``start`` … ``start + n``; returns the float32 logits of the last, [vocab]."""
-        assert self._decode is not None, "reserve comes first"  # noqa: S101
-        return self._decode.forward(inputs_embeds, visual_mask, start)
-
-
-class _Decode:
-    """The caches and the decode execution of one sequence."""
-
-    def __init__(self, backend: EngineBackend) -> None:
-        device, layout = backend.device, backend.layout
-        self._backend = backend
+    def _allocate(self, device: Device, layout: DecoderLayout) -> None:
         offsets, size = place({past: layout.cache for past, _ in layout.caches} | {graph.LOGITS: layout.logits})
         try:
             memory = device.allocate(size)
@@ -154,25 +144,24 @@ class _Decode:
         host = device.allocate_host(layout.logits.nbytes)
         self._logits = host.array.view(layout.logits.dtype)
         self._done = device.event()
-        self._execution = backend.engine.execution(layout.profile(1).index, backend.scratch, static=True)
+        self._execution = self._backend.engine.execution(layout.profile(1).index, self._backend.scratch, static=True)
         self._execution.set_shapes(layout.shapes(1))
         self._execution.set_addresses(self._call.addresses | self._addresses)
-        self._graph: Graph | None = None
-        self._ran = False
         self._held: list[Resource] = [self._execution, self._done, host, memory, *self._call.resources]
-        weakref.finalize(self, _release, device, self._held)
+        weakref.finalize(self, device.release, self._held)
 
-    def forward(self, embeds: Array, mask: npt.NDArray[np.bool_], start: int) -> Array:
+    def forward(self, inputs_embeds: Array, visual_mask: npt.NDArray[np.bool_], start: int) -> Array:
+        """Runs tokens ``start`` … ``start + n``; returns the float32 logits of the last, [vocab]."""
         backend = self._backend
         with backend.device:
             with backend.lock:
-                if len(embeds) == 1:
-                    self._call.write(embeds, mask, start)
+                if len(inputs_embeds) == 1:
+                    self._call.write(inputs_embeds, visual_mask, start)
                     self._enqueue_token()
                     # Not in the graph: where they go changes with each token.
                     self._call.update(self._addresses, start, 1)
                 else:
-                    backend.prefill(embeds, mask, start, self._addresses)
+                    backend.prefill(inputs_embeds, visual_mask, start, self._addresses)
                     self._download()
                 self._done.record()
             self._done.wait()
@@ -206,7 +195,3 @@ class _Decode:
 
     def _download(self) -> None:
         self._backend.device.download(self._addresses[graph.LOGITS], self._logits)
-
-
-def _release(device: Device, resources: list[Resource]) -> None:
-    device.release(*resources)

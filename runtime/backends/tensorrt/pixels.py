@@ -17,7 +17,7 @@ from runtime.backends.tensorrt.plan import Buffer, VisionLayout, place
 from runtime.errors import BackendError
 from runtime.images.frames import DeviceFrame, DevicePixels, device_frame
 from runtime.images.preprocess import ImageProcessor, levels
-from runtime.images.resampling import Filter, across_first, bicubic
+from runtime.images.resampling import across_first, bicubic
 
 ENTRY = "monoedgeResizeToTiles"
 
@@ -25,17 +25,13 @@ Grid = tuple[int, int]
 Resize = Callable[[Any, ctypes.c_void_p], int]
 """The kernel: parameters by reference, stream → status."""
 
-
 _FILTER_PARTS = ("first", "count", "weights")
 
 
 class ResizeFilter(ctypes.Structure):
     """``ResizeFilter`` of ``plugins_trt/core/preprocess.h``."""
 
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in _FILTER_PARTS),
-        ("taps", ctypes.c_int32),
-    )
+    _fields_ = (*((name, ctypes.c_void_p) for name in _FILTER_PARTS), ("taps", ctypes.c_int32))
 
 
 class ResizeParams(ctypes.Structure):
@@ -92,7 +88,7 @@ class Tiler:
     ) -> None:
         self._device, self._tile, self._resize, self._encode = device, layout.tile, resize, encode
         self._done = device.event()
-        weakref.finalize(self, device.release, self._done)
+        weakref.finalize(self, device.release, [self._done])
         self._prepared: tuple[object, _Tables] | None = None
 
     def __call__(self, image: object, processor: ImageProcessor, max_tiles: int | None) -> DevicePixels:
@@ -109,7 +105,7 @@ class Tiler:
         tiles = sum(columns * rows for columns, rows in grids)
         memory = device.allocate(tiles * tile.nbytes)
         pixels = DevicePixels(memory.address, tiles, f"frame {next(self._numbers)}", self._encode)
-        weakref.finalize(pixels, device.release, memory)
+        weakref.finalize(pixels, device.release, [memory])
         target = memory.address
         for (columns, rows), params in zip(grids, tables.params, strict=True):
             params.frame = frame.address
@@ -141,45 +137,28 @@ class _Tables:
         values = np.empty((3, 256), tile.dtype)
         to_format(levels(processor.mean, processor.std), values)
         arrays: dict[str, npt.NDArray[Any]] = {"levels": values}
-        jobs = []
+        self.params, workspace = [], 0
         for index, (columns, rows) in enumerate(grids):
             width, height = columns * size, rows * size
             first = across_first((frame.width, frame.height), (width, height))
+            workspace = max(workspace, 3 * (width * frame.height if first else frame.width * height))
             filters = {"across": bicubic(frame.width, width), "down": bicubic(frame.height, height)}
-            arrays |= {
-                f"{index}.{direction}.{part}": getattr(filter_, part)
-                for direction, filter_ in filters.items()
-                for part in _FILTER_PARTS
-            }
-            jobs.append((columns, rows, first, filters, 3 * (width * frame.height if first else frame.width * height)))
+            for direction, filter_ in filters.items():
+                arrays |= {f"{index}.{direction}.{part}": getattr(filter_, part) for part in _FILTER_PARTS}
+            params = ResizeParams(columns=columns, rows=rows, tileSize=size, acrossFirst=first)
+            params.width, params.height, params.elementSize = frame.width, frame.height, tile.dtype.itemsize
+            self.params.append(params)
         buffers = {name: Buffer(array.dtype, array.shape) for name, array in arrays.items()}
-        work = Buffer(np.dtype(np.uint8), (max(bytes_ for *_, bytes_ in jobs),))
-        offsets, total = place(buffers | {"workspace": work})
+        offsets, total = place(buffers | {"workspace": Buffer(np.dtype(np.uint8), (workspace,))})
         host, memory = device.allocate_host(offsets["workspace"]), device.allocate(total)
-        weakref.finalize(self, device.release, host, memory)
+        weakref.finalize(self, device.release, [host, memory])
         for name, array in arrays.items():
             host.array[offsets[name] : offsets[name] + array.nbytes] = array.reshape(-1).view(np.uint8)
         device.upload(host.array, memory.address)
         at = {name: memory.address + offset for name, offset in offsets.items()}
-
-        def filter_of(index: int, direction: str, filter_: Filter) -> ResizeFilter:
-            pointers = (at[f"{index}.{direction}.{part}"] for part in _FILTER_PARTS)
-            return ResizeFilter(*pointers, filter_.weights.shape[1])
-
-        self.params = [
-            ResizeParams(
-                width=frame.width,
-                height=frame.height,
-                columns=columns,
-                rows=rows,
-                tileSize=size,
-                acrossFirst=first,
-                across=filter_of(index, "across", filters["across"]),
-                down=filter_of(index, "down", filters["down"]),
-                levels=at["levels"],
-                elementSize=tile.dtype.itemsize,
-                workspace=at["workspace"],
-                workspaceSize=work.nbytes,
-            )
-            for index, (columns, rows, first, filters, _) in enumerate(jobs)
-        ]
+        for index, params in enumerate(self.params):
+            params.levels, params.workspace, params.workspaceSize = at["levels"], at["workspace"], workspace
+            for direction in ("across", "down"):
+                names = [f"{index}.{direction}.{part}" for part in _FILTER_PARTS]
+                taps = arrays[f"{index}.{direction}.weights"].shape[1]
+                setattr(params, direction, ResizeFilter(*(at[name] for name in names), taps))

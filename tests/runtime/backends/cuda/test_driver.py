@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 from types import SimpleNamespace
 from typing import Any
 
-from runtime.backends.cuda.driver import Device, _ask
+import pytest
+
+from runtime.backends.cuda.driver import Device, find_device
 
 
-def test_driver_is_asked() -> None:
+def test_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     def attribute(value: Any, which: int, device: Any) -> int:
         value._obj.value = {75: 8, 76: 7}[which]
         return 0
@@ -26,6 +29,9 @@ def test_driver_is_asked() -> None:
     }
     calls |= {call: lambda *_: 0 for call in ("cuCtxPopCurrent_v2", "cuDevicePrimaryCtxRelease_v2")}
     calls |= {"cuDeviceGetName": name, "cuDeviceGetAttribute": attribute, "cuMemGetInfo_v2": memory}
-    assert _ask(SimpleNamespace(**calls)) == Device("Orin", 87, 5, 9)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(**calls))
+    assert find_device() == Device("Orin", 87, 5, 9)
     for broken in ("cuInit", "cuMemGetInfo_v2"):
-        assert _ask(SimpleNamespace(**calls | {broken: lambda *_: 100})) is None
+        with monkeypatch.context() as patch:
+            patch.setitem(calls, broken, lambda *_: 100)
+            assert find_device() is None

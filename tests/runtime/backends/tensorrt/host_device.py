@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -117,7 +117,7 @@ class HostDevice:
             raise BackendError("CUDA graph: CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED")
         return HostGraph(self, recorded)
 
-    def release(self, *resources: Any) -> None:
+    def release(self, resources: Iterable[Any]) -> None:
         with self:
             for resource in resources:
                 resource.free()

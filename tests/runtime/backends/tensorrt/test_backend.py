@@ -171,11 +171,11 @@ def test_a_prompt_is_not_written_over_before_it_is_read(fresh: runtime.Model, mo
         context.reserve(40)
     expected = contexts[2].forward(prompts[0], mask, 0)
     with monkeypatch.context() as patch:
-        patch.setattr(contexts[0]._decode._done, "wait", lambda: None)
+        patch.setattr(contexts[0]._done, "wait", lambda: None)
         contexts[0].forward(prompts[0], mask, 0)
     assert device_of(fresh).queue
     other = contexts[1].forward(prompts[1], mask, 0)
-    np.testing.assert_array_equal(contexts[0]._decode._logits, expected)
+    np.testing.assert_array_equal(contexts[0]._logits, expected)
     assert not np.array_equal(other, expected)
 
 
