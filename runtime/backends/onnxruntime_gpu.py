@@ -177,14 +177,13 @@ class ProviderContext:
         backend = self._backend
         embeds = np.ascontiguousarray(inputs_embeds[None], backend.dtype)
         positions = np.arange(start, start + len(inputs_embeds), dtype=np.int64)
-        logits = np.empty((1, backend.bundle.manifest.model.vocab_size), np.float32)
+        logits = np.empty(backend.bundle.manifest.model.vocab_size, np.float32)
         binding = self._binding
         binding.bind_input(graph.INPUTS_EMBEDS, "cpu", 0, self._element, embeds.shape, embeds.ctypes.data)
         binding.bind_cpu_input(graph.VISUAL_MASK, np.ascontiguousarray(visual_mask[None]))
         binding.bind_cpu_input(graph.POSITION_IDS, positions[None])
         binding.bind_cpu_input(graph.WRITE_INDICES, positions[:1])
-        binding.bind_output(graph.LOGITS, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        binding.bind_output(graph.LOGITS, "cpu", 0, np.float32, (1, logits.size), logits.ctypes.data)
         with as_backend_error(f"ONNX Runtime failed on tokens {start} to {start + len(embeds[0])}"):
             backend.decoder.run_with_iobinding(binding)
-        last: Array = logits[0]
-        return last
+        return logits

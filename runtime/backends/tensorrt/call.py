@@ -62,15 +62,10 @@ class Call:
         """Enqueues the copies of a call's updates, if it has any, into the caches at these addresses."""
         if not self._layout.updates:
             return
-        cache, update = self._layout.cache, self._layout.update(tokens)
+        cache = self._layout.cache
         heads = cache.shape[1]
-        token = update.nbytes // (heads * tokens)
+        width = self._layout.update(tokens).nbytes // heads
+        token = width // tokens
         for past, name in self._layout.caches:
-            self._device.copy_rows(
-                source=self.addresses[name],
-                source_pitch=tokens * token,
-                target=caches[past] + start * token,
-                target_pitch=cache.nbytes // heads,
-                width=tokens * token,
-                rows=heads,
-            )
+            source, target = self.addresses[name], caches[past] + start * token
+            self._device.copy_rows(source, width, target, cache.nbytes // heads, width=width, rows=heads)

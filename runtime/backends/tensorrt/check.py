@@ -59,7 +59,6 @@ def decoder_layout(plan: PlanInfo, model: ModelFacts, precision: str) -> Decoder
         capacity=capacity,
         profiles=profiles,
         hidden=model.hidden_size,
-        embeds=NUMPY_TYPES[kind],
         cache=Buffer(NUMPY_TYPES[kind], (1, model.num_key_value_heads, capacity, model.head_dim)),
         caches=caches,
         updates=updates,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 from runtime.backends.cuda.device import Device
@@ -13,7 +12,7 @@ from runtime.backends.tensorrt.check import PlanError, decoder_layout, vision_la
 from runtime.backends.tensorrt.engine import Engine, TensorRTRuntime
 from runtime.backends.tensorrt.plan import DecoderLayout, PlanInfo, VisionLayout
 from runtime.bundle.engines import Plans, choose_plans, rebuild_command, refused, why_foreign, why_stale
-from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, EngineRecord
+from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH
 from runtime.bundle.reader import Bundle, sha256_of
 from runtime.bundle.targets import TARGETS, Target
 from runtime.errors import BackendError
@@ -45,7 +44,11 @@ class Loader:
         self._bundle, self._device = bundle, device
         self._plans = choose_plans(bundle, device.compute_capability) if plans is None else plans
         for path, record in self._plans.values():
-            _check_file(path, record, bundle)
+            found = find(path, BackendError)
+            size = None if found is None else found.st_size
+            if size != record.size:
+                what = "is missing" if size is None else f"has {size:,} bytes, its record says {record.size:,}"
+                raise BackendError(refused(str(path), what, record, bundle.folder))
         self._tensorrt = start(TARGETS[self._plans[DECODER_GRAPH][1].target])
         library = plugin_library() if any(record.plugin_sha256 for _, record in self._plans.values()) else None
         plugin_sha256 = None if library is None else sha256_of(library)
@@ -108,11 +111,3 @@ class Loader:
             # A plan for several conversations at once is refused too.
             again = replace(record, max_batch=1)
             raise BackendError(refused(str(path), str(error), again, self._bundle.folder)) from None
-
-
-def _check_file(path: Path, record: EngineRecord, bundle: Bundle) -> None:
-    found = find(path, BackendError)
-    size = None if found is None else found.st_size
-    if size != record.size:
-        reason = "is missing" if size is None else f"has {size:,} bytes, its record says {record.size:,}"
-        raise BackendError(refused(str(path), reason, record, bundle.folder))

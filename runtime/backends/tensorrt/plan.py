@@ -116,8 +116,7 @@ class DecoderLayout(_Layout):
     Attributes:
         profiles: fewest tokens first.
         capacity: tokens that the caches hold.
-        hidden: [1, tokens, hidden] is the shape of ``inputs_embeds``.
-        embeds: number format of ``inputs_embeds``.
+        hidden: [1, tokens, hidden] is the shape of ``inputs_embeds``, whose number format is that of the caches.
         cache: memory of one cache, [1, kv_heads, capacity, head_dim].
         caches: input and output of each cache.
         updates: the outputs are a call's own keys and values, [1, kv_heads, tokens, head_dim], and the caller writes
@@ -127,7 +126,6 @@ class DecoderLayout(_Layout):
 
     capacity: int
     hidden: int
-    embeds: np.dtype[Any]
     cache: Buffer
     caches: tuple[tuple[str, str], ...]
     updates: bool
@@ -139,7 +137,7 @@ class DecoderLayout(_Layout):
             graph.WRITE_INDICES: Buffer(NUMPY_TYPES["INT64"], (1,)),
             graph.POSITION_IDS: Buffer(NUMPY_TYPES["INT64"], (1, tokens)),
             graph.VISUAL_MASK: Buffer(NUMPY_TYPES["BOOL"], (1, tokens)),
-            graph.INPUTS_EMBEDS: Buffer(self.embeds, (1, tokens, self.hidden)),
+            graph.INPUTS_EMBEDS: Buffer(self.cache.dtype, (1, tokens, self.hidden)),
         }
 
     def update(self, tokens: int) -> Buffer:

@@ -66,19 +66,15 @@ class Vision:
         for start in range(0, count, layout.chunk):
             tiles = min(layout.chunk, count - start)
             fill(start, tiles)
-            parts.append(self._run(tiles))
+            execution = self._executions[layout.profile(tiles).index]
+            execution.set_shapes({graph.PIXEL_VALUES: (tiles, *layout.tile.shape)})
+            execution.enqueue()
+            tokens = _rows(self._tokens[0], layout.tokens, tiles)
+            self._device.download(self._tokens[1].address, tokens)
+            self._done.record()
+            self._done.wait()
+            parts.append(tokens.copy())
         return np.concatenate(parts).reshape(-1, layout.tokens.shape[-1])
-
-    def _run(self, tiles: int) -> Array:
-        layout = self.layout
-        tokens = _rows(self._tokens[0], layout.tokens, tiles)
-        execution = self._executions[layout.profile(tiles).index]
-        execution.set_shapes({graph.PIXEL_VALUES: (tiles, *layout.tile.shape)})
-        execution.enqueue()
-        self._device.download(self._tokens[1].address, tokens)
-        self._done.record()
-        self._done.wait()
-        return tokens.copy()
 
 
 def _rows(host: HostMemory, part: Buffer, count: int) -> Array:

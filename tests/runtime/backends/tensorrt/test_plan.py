@@ -85,7 +85,7 @@ def test_decoder_of_a_parsed_network(networks: tuple[Manifest, PlanInfo, PlanInf
     assert (layout.capacity, layout.chunk, layout.updates) == (LENGTH, PREFILL_CHUNK, False)
     assert layout.profiles == (Profile(1, 1, 1), Profile(0, 1, PREFILL_CHUNK))
     assert [layout.profile(tokens).index for tokens in (1, 2, PREFILL_CHUNK)] == [1, 0, 0]
-    assert layout.embeds == np.uint16
+    assert layout.inputs(1)[graph.INPUTS_EMBEDS].dtype == np.uint16
     assert layout.cache.nbytes == facts.num_key_value_heads * LENGTH * facts.head_dim * 2
     assert layout.logits == Buffer(np.dtype(np.float32), (1, facts.vocab_size))
     assert layout.caches[3] == ("past_key_values.1.value", "present.1.value")
