@@ -64,15 +64,12 @@ def require_file(path: Path, error: type[MonoedgeError] = BundleError, remedy: s
 
 def read_bytes(path: Path, error: type[MonoedgeError] = BundleError, remedy: str = "") -> bytes:
     """Reads a whole file; raises as ``require_file`` does, and where it is too large."""
-    require_file(path, error, remedy)
+    if require_file(path, error, remedy).st_size > LARGEST:
+        raise error(f"{path} has more than {LARGEST:,} bytes{remedy}")
     try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST + 1)
+        return path.read_bytes()
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror}{remedy}") from None
-    if len(data) > LARGEST:
-        raise error(f"{path} has more than {LARGEST:,} bytes{remedy}")
-    return data
 
 
 def read_text(path: Path, error: type[MonoedgeError] = BundleError, remedy: str = "") -> str:
