@@ -60,6 +60,7 @@ class BundleWriter:
     """
 
     def __init__(self, target: Path, overwrite: bool = False) -> None:
+        find(user_path(target))  # refuses what is no path, or leads in a circle
         self.target = user_path(target).resolve()
         recover(self.target)
         self._is_ours = _is_bundle if overwrite else _is_nothing

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -76,26 +73,3 @@ def test_names_that_are_none(name: str) -> None:
 def test_a_user_who_is_not_there() -> None:
     assert user_path("~no such user/x") == Path("~no such user/x")
     assert user_path("~") == Path.home()
-
-
-def test_what_may_not_be_read_is_called_so() -> None:
-    """As another user than the files' owner, whom permissions stop."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can become another user")
-    script = (
-        "import os, sys\nfrom pathlib import Path\nfrom runtime.errors import BundleError\n"
-        "from runtime.bundle.reader import Bundle\nfrom runtime.records import find, read_text\n"
-        "place = Path(sys.argv[1])\nos.chdir('/')\nos.setgid(65534)\nos.setuid(65534)\n"
-        "for read in (lambda: read_text(place / 'mine'), lambda: find(place / 'closed/file'),\n"
-        "             lambda: read_text(place / 'closed/file'), lambda: Bundle(place / 'closed/bundle')):\n"
-        "    try: read()\n    except BundleError as error: print(error)\n"
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        place.chmod(0o755)
-        (place / "mine").touch(0o600)
-        (place / "closed").mkdir(0o700)
-        command = [sys.executable, "-c", script, folder]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    expected = ["mine", "closed/file", "closed/file", "closed/bundle"]
-    assert done.stdout.splitlines() == [f"{folder}/{name} cannot be read: Permission denied" for name in expected]

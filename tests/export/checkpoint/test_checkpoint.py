@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -217,6 +218,39 @@ def test_missing_shard(checkpoint: Path) -> None:
     last = shard(checkpoint)[-1]
     last.unlink()
     refused(checkpoint, last.name, "is missing")
+
+
+def test_a_checkpoint_in_the_cache_of_the_hub(checkpoint: Path, tmp_path: Path) -> None:
+    """There every file is a link into ``blobs/``."""
+    shard(checkpoint)
+    (tmp_path / "blobs").mkdir()
+    for number, file in enumerate(sorted(checkpoint.iterdir())):
+        shutil.move(file, tmp_path / f"blobs/{number:x}")
+        file.symlink_to(f"../blobs/{number:x}")
+    opened, expected = Checkpoint(locate(str(checkpoint))), Checkpoint(GOLDEN / "tiny-v15/checkpoint")
+    assert opened.tokenizer_json == expected.tokenizer_json
+    for parameter in vision_parameters(expected.config):
+        blocks = (list(item.blocks(parameter, torch.float32)) for item in (opened, expected))
+        assert all(torch.equal(*pair) for pair in zip(*blocks, strict=True))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(checkpoint: Path, name: str) -> None:
+    (checkpoint / name).unlink()
+    os.mkfifo(checkpoint / name)
+    refused(checkpoint, name, "is not a file")
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a\0b", "x" * 5000])
+def test_index_with_names_that_are_none(checkpoint: Path, name: str) -> None:
+    shard(checkpoint)
+    index = checkpoint / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model-00003-of-00003.safetensors", json.dumps(name)[1:-1]))
+    refused(checkpoint, "checkpoint")
+
+
+def test_a_place_of_a_user_who_is_not_there() -> None:
+    refused(Path("~no-such-user/checkpoint"), "no such folder")
 
 
 def test_index_that_leads_outside(checkpoint: Path) -> None:
