@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -15,7 +14,7 @@ from runtime.bundle.engines import FOLDER, why_stale
 from runtime.bundle.manifest import EngineRecord
 from runtime.bundle.reader import Bundle, size_text
 from runtime.bundle.targets import TARGETS, Target
-from runtime.console.files import work_folder
+from runtime.console.files import flush, work_folder
 from runtime.errors import BundleError
 from runtime.records import find
 
@@ -89,9 +88,9 @@ def put_in_place(bundle: Bundle, staged: Staged) -> None:
         for name, (file, _) in staged.items():
             if file == bundle.path(name):
                 continue
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
+            flush(file)
             file.replace(bundle.path(name))
+        flush(bundle.path(FOLDER))
         records = {name: record for name, (_, record) in staged.items()}
         # Of the manifest as it is now: another target may have been built meanwhile.
         rewrite_manifest(

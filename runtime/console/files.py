@@ -84,9 +84,9 @@ def replaced(path: Path) -> Iterator[Path]:
     """
     with work_folder(path) as folder:
         yield folder / "new"
-        _flush(folder / "new")
+        _flush_all(folder / "new")
         (folder / "new").replace(path)
-        _flush_entry(path.parent)
+        flush(path.parent)
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def put_in_place(made: Path, target: Path, is_ours: Callable[[Path], bool] = lam
         FileExistsError: what stands there is not to be replaced, and stays.
         OSError: it cannot be put in place; what stood there stays.
     """
-    _flush(made)
+    _flush_all(made)
     while True:
         try:
             _rename_free(made, target)
@@ -140,7 +140,7 @@ def put_in_place(made: Path, target: Path, is_ours: Callable[[Path], bool] = lam
                 break
             _exchange(made, target)  # another came in between
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
-    _flush_entry(target.parent)
+    flush(target.parent)
 
 
 @contextmanager
@@ -148,6 +148,25 @@ def alone(folder: Path) -> Iterator[None]:
     """Lets one process at a time in; the others wait. Where a file system cannot lock folders, all come in."""
     with _locked(folder, os.O_RDONLY, wait=True):
         yield
+
+
+def flush(path: Path) -> None:
+    """Brings a file, or the names in a folder, to the disk.
+
+    Raises:
+        OSError: that failed.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # a folder that may be written to and not read
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of file systems that cannot flush a folder
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _prefix(target: Path) -> str:
@@ -227,24 +246,10 @@ def _renameat2(old: Path, new: Path, flag: int) -> bool:
     raise OSError(code, os.strerror(code), str(old), None, str(new))
 
 
-def _flush(path: Path) -> None:
+def _flush_all(path: Path) -> None:
     """Brings a file, or a folder with all that is in it, to the disk."""
     if path.is_dir() and not path.is_symlink():
         for item in path.iterdir():
-            _flush(item)
+            _flush_all(item)
     if not path.is_symlink():
-        _flush_entry(path)
-
-
-def _flush_entry(path: Path) -> None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:  # a folder that may be written to and not read
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # of file systems that cannot flush a folder
-            raise
-    finally:
-        os.close(descriptor)
+        flush(path)

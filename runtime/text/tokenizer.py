@@ -102,6 +102,9 @@ class Tokenizer:
         self._tokenizer.encode_special_tokens = True  # as letters: ``encode`` finds special tokens itself
         self._split = re.compile(f"({'|'.join(map(re.escape, sorted(expected, key=len, reverse=True)))})")
         self._ids = vocabulary
+        for token, index in expected.items():
+            if self.encode(token, add_bos=False) != [index]:
+                raise BundleError(f"tokenizer: expected {token} to be one token in text: export the bundle again")
         self._special = {index: token for token, index in expected.items()}
         self._first_image_token = expected[IMAGE_TOKENS[0]]
         # What each token adds to the text; special tokens add nothing. The text of a piece never begins in the middle

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,17 @@ def test_what_the_package_raises_is_one_line(tmp_path, keys, value):
     with pytest.raises(BundleError, match="export the bundle again") as caught:
         Tokenizer.from_file(file).encode("Hello")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["<IMG_CONTEXT>", "<|im_end|>"])
+def test_special_tokens_that_text_does_not_give(tmp_path, token):
+    """Of the vocabulary, but not taken out of text: they would be encoded letter by letter."""
+    document = json.loads(convert(TINY))
+    document["added_tokens"] = [item for item in document["added_tokens"] if item["content"] != token]
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(BundleError, match=re.escape(f"expected {token} to be one token in text")):
+        Tokenizer.from_file(file)
 
 
 def test_a_prompt_is_never_cut_nor_filled_up(tmp_path):
