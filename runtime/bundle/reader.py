@@ -84,9 +84,10 @@ class Bundle:
             raise BundleError(f"{self.folder}: {error}") from None
         for name, record in self.manifest.files.items():
             self._check_file(name, record, verify, progress)
-        if verify:
-            for name, engine in self.manifest.engines.items():
-                if find(self.path(name)) is not None:  # a bundle can answer without
+        for name, engine in self.manifest.engines.items():
+            if (found := find(self.path(name))) is not None:  # a bundle can answer without
+                self._seen[name] = _identity(found)
+                if verify:
                     self._check_file(name, engine, verify, progress)
 
     def path(self, name: str) -> Path:
@@ -106,7 +107,7 @@ class Bundle:
         """
         for name in names:
             found = find(self.path(name))
-            if found is None or _identity(found) != self._seen[name]:
+            if found is None or _identity(found) != self._seen.get(name):
                 raise BundleError(f"{self.folder} was replaced while it was in use ({name} is another): load it again")
 
     def embeddings(self) -> Embeddings:

@@ -105,6 +105,8 @@ class Loader:
         path, record = self._plans[graph]
         with self._device:
             engine = self._tensorrt.load(path, self._device)
+        # Plans that are tried before they are put in place are not in the manifest.
+        self._bundle.require_same(*(name for name in self._bundle.manifest.engines if self._bundle.path(name) == path))
         try:
             return engine, layout(engine.info)
         except PlanError as error:

@@ -262,6 +262,21 @@ def test_facts_that_are_not_those_of_the_graphs(
         assert word in str(caught.value)
 
 
+def test_engines_are_verified_where_they_are_there(bundle: Path) -> None:
+    name, data = "engines/trt-sm87-fp32.decoder.plan", b"a plan"
+    record = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "graph": DECODER_GRAPH, "target": "trt"}
+    record |= {"tensorrt": "10.3", "compute_capability": 87, "plugin_sha256": "", "graph_sha256": ""}
+    record |= {"weights_sha256": "", "max_length": 512, "max_batch": 1}
+    edit(bundle, lambda m: m.update(engines={name: record}))
+    Bundle(bundle, verify=True)
+    (bundle / "engines").mkdir()
+    (bundle / name).write_bytes(data)
+    Bundle(bundle, verify=True)
+    (bundle / name).write_bytes(data[::-1])
+    Bundle(bundle)
+    refused(bundle, name, "was altered", verify=True)
+
+
 # Replaced while it is open -------------------------------------------------------------------------------------------
 
 

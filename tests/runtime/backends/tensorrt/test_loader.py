@@ -224,6 +224,18 @@ def test_a_missing_plan(make: Make) -> None:
     assert "vision.plan is missing: build it again with: python -m export.engine" in refusal(folder)
 
 
+def test_a_plan_that_was_replaced_meanwhile(make: Make) -> None:
+    """A picture's plan is loaded with the first picture."""
+    folder = make((RTX, 89))
+    loader = load(folder)
+    loader.decoder()
+    plan = folder / plan_name(VISION_GRAPH, RTX, 89, "fp32")
+    shutil.copy(plan, folder / "new")
+    (folder / "new").replace(plan)
+    with pytest.raises(runtime.BundleError, match=r"was replaced while it was in use .*vision"):
+        loader.vision()
+
+
 def test_a_plan_outside_the_bundle(make: Make, tmp_path: Path) -> None:
     folder = make((RTX, 89))
     plan = folder / plan_name(DECODER_GRAPH, RTX, 89, "fp32")
