@@ -100,14 +100,14 @@ class Bundle:
         return f"the bundle was exported with --max-length {self.manifest.model.max_length}"
 
     def require_same(self, *names: str) -> None:
-        """Checks that files are still those that were there when the bundle was opened.
+        """Checks that files are still those that were there when the bundle was opened; others are not looked at.
 
         Raises:
             BundleError: one was replaced or written to.
         """
-        for name in names:
+        for name in self._seen.keys() & set(names):
             found = find(self.path(name))
-            if found is None or _identity(found) != self._seen.get(name):
+            if found is None or _identity(found) != self._seen[name]:
                 raise BundleError(f"{self.folder} was replaced while it was in use ({name} is another): load it again")
 
     def embeddings(self) -> Embeddings:
