@@ -47,12 +47,7 @@ class Bundle:
         BundleError: no bundle, or one that this runtime does not understand, or a file missing or altered.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        verify: bool = False,
-        progress: Progress | None = None,
-    ) -> None:
+    def __init__(self, folder: str | Path, verify: bool = False, progress: Progress | None = None) -> None:
         self.folder = user_path(folder)
         if not is_folder(self.folder):
             raise BundleError(
