@@ -217,4 +217,4 @@ def _compare(file: Path, name: str, got: object, expected: object) -> None:
     if isinstance(got, dict) and isinstance(expected, dict):
         key = min(key for key in {*got, *expected} if got.get(key) != expected.get(key))
         name, got, expected = f"{key!r} in {name}", got.get(key), expected.get(key)
-    raise CheckpointError(f"{file}: expected {name} {expected}, got {got}: {_REMEDY}")
+    raise CheckpointError(f"{file}: expected {name} {expected!s:.200}, got {got!s:.200}: {_REMEDY}")
