@@ -1,10 +1,12 @@
 # Two commands do everything on a fresh machine with Python 3.11–3.13:
 #   make demo   set up, export the example checkpoint, answer questions about a picture
 #   make test   set up, pass the tests
+# make test-quick passes those that take no more than a few seconds, for a look between two changes.
 # PYTHON chooses the interpreter. Without a GPU, the CPU build of torch spares gigabytes: point pip at it in the
 # usual way (pip config, PIP_INDEX_URL) before the first call.
 
 PYTHON ?= python3
+JOBS ?= 2
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH := $(shell grep -o 'torch==[0-9.]*' pyproject.toml)
@@ -15,7 +17,7 @@ DEMO_PICTURE := examples/shapes/pictures/p001.png
 HEADERS := build/tensorrt_headers
 HEADERS_PACKAGE := $(shell grep -o 'kernel-lens==[0-9.]*' plugins_trt/build.py)
 
-.PHONY: demo test lint types plugin clean
+.PHONY: demo test test-quick lint types plugin clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -34,8 +36,12 @@ demo: $(DEMO_BUNDLE)/manifest.json
 		$(BIN)/python -m runtime.chat --bundle $(DEMO_BUNDLE) --image $(DEMO_PICTURE) "$$question" || exit; \
 	done
 
+# On two cores at least; each process needs about 1.5 GB.
 test: $(VENV)/ready $(HEADERS)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
+
+test-quick: $(VENV)/ready $(HEADERS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal -m "not slow"
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check $(SOURCES)
