@@ -1,1 +1,1 @@
-"""Rewriting graphs, one pass a file. Nothing here needs PyTorch."""
+"""Rewriting graphs. Nothing here needs PyTorch."""

@@ -1,8 +1,8 @@
 """Graphs in operators of opset 20: for TensorRT 10.3, which is what JetPack 6 has, and older ONNX Runtimes.
 
 A bundle's graphs use operators of opset 23 and 24, each of which newer runtimes have one fused kernel for. Here they
-are taken apart, one pass a file; weights stay as they are. The decoder's inputs stay too, but in place of the caches it
-gives what is new in them (``export.passes.attention``).
+are taken apart; weights stay as they are. The decoder's inputs stay too, but in place of the caches it gives what is
+new in them (``export.passes.attention``).
 """
 
 from __future__ import annotations
@@ -12,11 +12,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from export.passes.attention import split_caches
-from export.passes.constants import fold_constants
+from export.passes.decompose import decompose_norms, decompose_rotary, fold_constants, unfold_patches
 from export.passes.nodes import OPSET, infer_types
-from export.passes.norm import decompose_norms
-from export.passes.patches import unfold_patches
-from export.passes.rotary import decompose_rotary
 from plugins_trt.function import opset_of
 from runtime.errors import BundleError
 
