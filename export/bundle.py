@@ -28,16 +28,7 @@ from export.quantized.weights import Weights
 from export.writer import BundleWriter
 from plugins_trt.function import opset_of
 from plugins_trt.schema import W8A16
-from runtime.bundle.manifest import (
-    CHAT_TEMPLATE,
-    CPU,
-    EMBEDDINGS,
-    TOKENIZER,
-    W4A16,
-    Manifest,
-    ModelFacts,
-    Quantization,
-)
+from runtime.bundle.manifest import CHAT_TEMPLATE, CPU, EMBEDDINGS, TOKENIZER, W4A16, Manifest, ModelFacts, Quantization
 from runtime.bundle.reader import Bundle
 from runtime.console.console import Console
 from runtime.errors import BackendError
@@ -49,17 +40,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def export_bundle(
-    checkpoint: Checkpoint, name: str, output: Path, options: ExportOptions, console: Console
-) -> Manifest:
-    """Writes a bundle.
-
-    Args:
-        checkpoint: an opened checkpoint.
-        name: what the manifest calls it.
-        output: the folder to make.
-        options: what was chosen.
-        console: shows each step and the progress.
+def export_bundle(checkpoint: Checkpoint, name: str, path: Path, options: ExportOptions, console: Console) -> Manifest:
+    """Writes the bundle of a checkpoint into a new folder, ``path``; the manifest calls it ``name``.
 
     Raises:
         CheckpointError: a value cannot be exported, or the graphs do not compute what PyTorch does.
@@ -68,7 +50,7 @@ def export_bundle(
     """
     config = checkpoint.config
     facts = ModelFacts(max_length=options.length(config.max_position_embeddings), **_shared(config, ModelFacts))
-    with BundleWriter(output, options.overwrite) as writer:
+    with BundleWriter(path, options.overwrite) as writer:
         console.say("tracing the graphs (no weights in memory)")
         vision = trace_vision(checkpoint, options.precision)
         decoder = trace_decoder(checkpoint, options.precision, facts.max_length)

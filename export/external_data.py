@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from export.writer import BundleWriter
 from plugins_trt.schema import DOMAIN, VERSION
-from runtime.bundle.manifest import PRECISIONS
+from runtime.bundle.manifest import PRECISIONS, weights_of
 from runtime.bundle.reader import size_text
 from runtime.console.console import Advance, Console
 from runtime.errors import BundleError
@@ -59,15 +59,18 @@ class GraphFile:
 
     Attributes:
         name: file name of the graph, as ``decoder.onnx``.
-        weights: file name of its external data, as ``decoder.weights``.
-        model: the graph. Its initializers point to where ``layout`` places them.
-        tensors: what lies in ``weights``, in this order, by the names of initializers.
+        model: the graph. Its initializers point to where ``layout`` places them in ``weights``.
+        tensors: what lies there, in this order, by the names of initializers.
     """
 
     name: str
-    weights: str
     model: onnx.ModelProto
     tensors: Mapping[str, TensorSource]
+
+    @property
+    def weights(self) -> str:
+        """File name of its external data, as ``decoder.weights``."""
+        return weights_of(self.name)
 
 
 def layout(tensors: Mapping[str, TensorSource], file: str) -> dict[str, TensorProto]:
@@ -101,12 +104,9 @@ def write_graphs(
     tables: Mapping[str, TensorSource] | None = None,
     other_bytes: int = 0,
 ) -> None:
-    """Writes graphs with their weights, and checks the graphs as ONNX does.
+    """Writes graphs with their weights into a bundle, and checks the graphs as ONNX does.
 
     Args:
-        writer: the bundle to write to.
-        graphs: the graphs.
-        console: shows each step and the progress.
         tables: tensors that are a file each, by its name.
         other_bytes: size of the other large files that the bundle will hold.
 

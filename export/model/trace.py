@@ -17,12 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import (
-    ClearMetadataAndDocStringPass,
-    CommonSubexpressionEliminationPass,
-    IdentityEliminationPass,
-    RemoveUnusedNodesPass,
-)
+from onnx_ir.passes import common
 from torch._subclasses import FakeTensorMode
 from torch.export import Dim
 
@@ -34,19 +29,8 @@ from export.model import modeling
 from export.model.weights import DTYPES, parameter_sources, rotary_sources
 from plugins_trt import function
 from plugins_trt.schema import DOMAIN
-from runtime.backends.graph import (
-    INPUTS_EMBEDS,
-    LOGITS,
-    PAST,
-    PIXEL_VALUES,
-    POSITION_IDS,
-    PRESENT,
-    VISUAL_EMBEDS,
-    VISUAL_MASK,
-    WRITE_INDICES,
-    cache_names,
-)
-from runtime.bundle.manifest import DECODER_GRAPH, DECODER_WEIGHTS, VISION_GRAPH, VISION_WEIGHTS
+from runtime.backends import graph as names
+from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, weights_of
 
 
 def trace_vision(checkpoint: Checkpoint, precision: str) -> GraphFile:
@@ -55,15 +39,16 @@ def trace_vision(checkpoint: Checkpoint, precision: str) -> GraphFile:
     with FakeTensorMode(), modeling.default_dtype(DTYPES[precision]):
         module = modeling.Vision(config).eval()
         pixels = torch.empty(2, 3, config.image_size, config.image_size)
-        program = _export(module, (pixels,), ({0: Dim("tiles", min=1, max=4096)},), [PIXEL_VALUES], [VISUAL_EMBEDS])
+        shapes = ({0: Dim("tiles", min=1, max=4096)},)
+        program = _export(module, (pixels,), shapes, [names.PIXEL_VALUES], [names.VISUAL_EMBEDS])
     tensors = parameter_sources(checkpoint, vision_parameters(config), precision)
-    return _finish(program, VISION_GRAPH, VISION_WEIGHTS, tensors)
+    return _finish(program, VISION_GRAPH, tensors)
 
 
 def trace_decoder(checkpoint: Checkpoint, precision: str, max_length: int) -> GraphFile:
     """Returns ``decoder.onnx``: see ``modeling.Decoder.forward``. Each cache is an input and an output of its own."""
     config = checkpoint.config
-    caches = cache_names(config.num_hidden_layers)
+    caches = names.cache_names(config.num_hidden_layers)
     batch, sequence, capacity = Dim("batch", max=1024), Dim("sequence", max=1 << 20), Dim(CAPACITY, max=1 << 20)
     with FakeTensorMode(), modeling.default_dtype(DTYPES[precision]):
         module = modeling.Decoder(config, max_length).eval()
@@ -75,16 +60,17 @@ def trace_decoder(checkpoint: Checkpoint, precision: str, max_length: int) -> Gr
             [torch.empty(2, config.num_key_value_heads, 16, config.head_dim) for _ in caches],
         )
         tokens = {0: batch, 1: sequence}
+        given = (names.INPUTS_EMBEDS, names.VISUAL_MASK, names.POSITION_IDS, names.WRITE_INDICES)
         program = _export(
             module,
             arguments,
             (tokens, tokens, tokens, {0: batch}, [{0: batch, 2: capacity}] * len(caches)),
-            [INPUTS_EMBEDS, VISUAL_MASK, POSITION_IDS, WRITE_INDICES, *(PAST + name for name in caches)],
-            [LOGITS, *(PRESENT + name for name in caches)],
+            [*given, *(names.PAST + name for name in caches)],
+            [names.LOGITS, *(names.PRESENT + name for name in caches)],
         )
     tensors = parameter_sources(checkpoint, decoder_parameters(config), precision)
     tensors |= rotary_sources(checkpoint, max_length, precision)
-    return _finish(program, DECODER_GRAPH, DECODER_WEIGHTS, tensors)
+    return _finish(program, DECODER_GRAPH, tensors)
 
 
 def _export(
@@ -125,19 +111,20 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _finish(model: ir.Model, name: str, weights: str, tensors: dict[str, TensorSource]) -> GraphFile:
+def _finish(model: ir.Model, name: str, tensors: dict[str, TensorSource]) -> GraphFile:
     """Moves initializers to external data, names nodes after modules, and removes traces of the exporting machine."""
     graph = model.graph
     graph.name = name.removesuffix(".onnx")
     if set(graph.initializers) != set(tensors):
         raise AssertionError(f"the map and the model disagree: {set(graph.initializers) ^ set(tensors)}")
-    for parameter, proto in layout(tensors, weights).items():
+    for parameter, proto in layout(tensors, weights_of(name)).items():
         value, tensor = graph.initializers[parameter], ir.serde.deserialize_tensor(proto)
         if (value.shape, value.dtype) != (tensor.shape, tensor.dtype):
             raise AssertionError(f"the map says {tensor}, the model has {value}")
         value.const_value = tensor
-    for simplify in (IdentityEliminationPass(), CommonSubexpressionEliminationPass(), RemoveUnusedNodesPass()):
-        simplify(model)
+    common.IdentityEliminationPass()(model)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
     _constants_as_tensors(graph)
     _name_by_place(graph)
     _drop_traces(model)
@@ -146,7 +133,7 @@ def _finish(model: ir.Model, name: str, weights: str, tensors: dict[str, TensorS
     made.producer_name, made.producer_version = "monoedge", ""
     used = {node.op_type for node in made.graph.node if node.domain == DOMAIN}
     made.functions.extend(function.bodies(used))
-    return GraphFile(name, weights, made, tensors)
+    return GraphFile(name, made, tensors)
 
 
 def _constants_as_tensors(graph: ir.Graph) -> None:
@@ -179,7 +166,7 @@ def _name_by_place(graph: ir.Graph) -> None:
 
 def _drop_traces(model: ir.Model) -> None:
     """Removes stack traces: they would make the bytes depend on where monoedge is installed."""
-    ClearMetadataAndDocStringPass()(model)
+    common.ClearMetadataAndDocStringPass()(model)
     model.metadata_props.clear()
     graph = model.graph
     for value in [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]:

@@ -26,14 +26,7 @@ from export.quantized.plan import MatrixPlan, QuantizationPlan
 from export.quantized.weights import Weights
 from plugins_trt import function
 from plugins_trt.schema import DOMAIN, EXPERTS, W8A8
-from runtime.bundle.manifest import (
-    CPU,
-    DECODER_GRAPH,
-    DECODER_WEIGHTS,
-    VISUAL_DECODER_GRAPH,
-    VISUAL_DECODER_WEIGHTS,
-    ModelFacts,
-)
+from runtime.bundle.manifest import CPU, DECODER_GRAPH, DECODER_WEIGHTS, VISUAL_DECODER_GRAPH, ModelFacts
 
 
 def decoder_files(weights: Weights, plan: QuantizationPlan, form: str, facts: ModelFacts) -> list[GraphFile]:
@@ -54,28 +47,25 @@ def decoder_files(weights: Weights, plan: QuantizationPlan, form: str, facts: Mo
     """
     model, tensors = _rewrite(weights, plan, form)
     if form != CPU:
-        return [GraphFile(DECODER_GRAPH, DECODER_WEIGHTS, model, tensors)]
+        return [GraphFile(DECODER_GRAPH, model, tensors)]
     whole = ir.from_proto(model)
     group_query_attention(whole, facts, plan.caches)
     text, visual = (ir.to_proto(keep_expert(whole, expert)) for expert in EXPERTS)
-    own = _place(text.graph, tensors, DECODER_WEIGHTS, {})
+    first = _placed(DECODER_GRAPH, text, tensors, {})
     shared = {tensor.name: tensor for tensor in text.graph.initializer}
-    others = _place(visual.graph, tensors, VISUAL_DECODER_WEIGHTS, shared)
-    return [
-        GraphFile(DECODER_GRAPH, DECODER_WEIGHTS, text, own),
-        GraphFile(VISUAL_DECODER_GRAPH, VISUAL_DECODER_WEIGHTS, visual, others),
-    ]
+    return [first, _placed(VISUAL_DECODER_GRAPH, visual, tensors, shared)]
 
 
-def _place(
-    graph: onnx.GraphProto, tensors: Mapping[str, TensorSource], file: str, elsewhere: Mapping[str, onnx.TensorProto]
-) -> dict[str, TensorSource]:
-    """Places those tensors of a graph in a file that are not elsewhere already; returns what lies in the file."""
-    names = [tensor.name for tensor in graph.initializer]
-    own = {name: tensors[name] for name in names if name in tensors and name not in elsewhere}
-    placed = {**layout(own, file), **elsewhere}
-    _put(graph.initializer, (placed.get(tensor.name, tensor) for tensor in graph.initializer))
-    return own
+def _placed(
+    name: str, model: onnx.ModelProto, tensors: Mapping[str, TensorSource], elsewhere: Mapping[str, onnx.TensorProto]
+) -> GraphFile:
+    """Places those tensors of a graph in its own file that are not elsewhere already."""
+    initializers = model.graph.initializer
+    kept = [item.name for item in initializers if item.name in tensors and item.name not in elsewhere]
+    file = GraphFile(name, model, {item: tensors[item] for item in kept})
+    placed = {**layout(file.tensors, file.weights), **elsewhere}
+    _put(initializers, (placed.get(item.name, item) for item in initializers))
+    return file
 
 
 def _put(field: Any, items: Iterable[Any]) -> None:  # noqa: ANN401 - a repeated field of protobuf

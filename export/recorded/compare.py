@@ -29,13 +29,9 @@ alone may be with bf16.
 
 
 def compare(backend: Backend, manifest: Manifest, recording: Recording, graphs: tuple[str, ...]) -> dict[str, float]:
-    """Repeats the recorded calls, and compares their outputs.
+    """Repeats the recorded calls of ``graphs``, ``vision.onnx`` or ``decoder.onnx``, and compares their outputs.
 
-    Args:
-        backend: the backend to check.
-        manifest: that of the bundle that it runs.
-        recording: the bundle's recorded set.
-        graphs: which of the graphs to run, ``vision.onnx`` or ``decoder.onnx``.
+    The manifest and the recorded set are those of the bundle that the backend runs.
 
     Returns:
         The least ratio of each graph, in dB.

@@ -16,17 +16,7 @@ import numpy.typing as npt
 
 from export.external_data import NUMPY_DTYPES
 from runtime.backends import Array
-from runtime.backends.graph import (
-    INPUTS_EMBEDS,
-    LOGITS,
-    PAST,
-    PIXEL_VALUES,
-    POSITION_IDS,
-    VISUAL_EMBEDS,
-    VISUAL_MASK,
-    WRITE_INDICES,
-    cache_names,
-)
+from runtime.backends import graph as names
 from runtime.bundle.engines import WEIGHTS
 from runtime.bundle.manifest import DECODER_GRAPH, PRECISIONS, RECORDING, VISION_GRAPH, Manifest, ModelFacts
 from runtime.bundle.reader import Bundle, sha256_of
@@ -79,7 +69,7 @@ def wide(values: Array, precision: str) -> npt.NDArray[np.float32]:
 def empty_caches(model: ModelFacts, capacity: int) -> Values:
     """Returns the decoder's inputs for caches that hold nothing yet; one array for all of them."""
     cache = np.zeros((1, model.num_key_value_heads, capacity, model.head_dim), np.float32)
-    return {PAST + name: cache for name in cache_names(model.num_hidden_layers)}
+    return {names.PAST + name: cache for name in names.cache_names(model.num_hidden_layers)}
 
 
 def to_files(recording: Recording, made_of: dict[str, str], runner: str) -> dict[str, bytes]:
@@ -161,19 +151,19 @@ def _check(calls: list[Call], graph: str, manifest: Manifest) -> None:
     outputs: dict[str, tuple[tuple[int, ...], type[np.generic]]]
     for call in calls:
         if graph == VISION_GRAPH:
-            tiles = len(call.inputs[PIXEL_VALUES])
-            inputs = {PIXEL_VALUES: ((tiles, 3, image.image_size, image.image_size), np.float32)}
-            outputs = {VISUAL_EMBEDS: ((tiles, image.tokens_per_tile, model.hidden_size), np.float32)}
+            tiles = len(call.inputs[names.PIXEL_VALUES])
+            inputs = {names.PIXEL_VALUES: ((tiles, 3, image.image_size, image.image_size), np.float32)}
+            outputs = {names.VISUAL_EMBEDS: ((tiles, image.tokens_per_tile, model.hidden_size), np.float32)}
         else:
-            length = call.inputs[INPUTS_EMBEDS].shape[1]
+            length = call.inputs[names.INPUTS_EMBEDS].shape[1]
             inputs = {
-                INPUTS_EMBEDS: ((1, length, model.hidden_size), np.float32),
-                VISUAL_MASK: ((1, length), np.bool_),
-                POSITION_IDS: ((1, length), np.int64),
-                WRITE_INDICES: ((1,), np.int64),
+                names.INPUTS_EMBEDS: ((1, length, model.hidden_size), np.float32),
+                names.VISUAL_MASK: ((1, length), np.bool_),
+                names.POSITION_IDS: ((1, length), np.int64),
+                names.WRITE_INDICES: ((1,), np.int64),
             }
-            outputs = {LOGITS: ((1, model.vocab_size), np.float32)}
-            if not length or (call.inputs[POSITION_IDS] != tokens + np.arange(length)).any():
+            outputs = {names.LOGITS: ((1, model.vocab_size), np.float32)}
+            if not length or (call.inputs[names.POSITION_IDS] != tokens + np.arange(length)).any():
                 raise ValueError(f"a call does not have the positions from {tokens} on")
             tokens += length
         for values, expected in ((call.inputs, inputs), (call.outputs, outputs)):

@@ -17,15 +17,7 @@ from export.recorded import format as form
 from export.recorded import run as recording_run
 from export.recorded.format import Call, Recording, Values, empty_caches, rounded, wide
 from export.writer import rewrite_manifest
-from runtime.backends.graph import (
-    INPUTS_EMBEDS,
-    LOGITS,
-    PIXEL_VALUES,
-    POSITION_IDS,
-    VISUAL_EMBEDS,
-    VISUAL_MASK,
-    WRITE_INDICES,
-)
+from runtime.backends import graph as names
 from runtime.bundle.engines import WEIGHTS
 from runtime.bundle.manifest import CHAT_TEMPLATE, DECODER_GRAPH, RECORDING, TOKENIZER, VISION_GRAPH, FileRecord
 from runtime.bundle.reader import Bundle
@@ -72,8 +64,8 @@ def _record(bundle: Bundle, progress: Callable[[int], object]) -> Recording:
     image, model, precision = manifest.image, manifest.model, manifest.precision
 
     def encode(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        (result,) = recording_run.run(bundle.path(VISION_GRAPH), [{PIXEL_VALUES: values}], progress)
-        embeds: npt.NDArray[np.float32] = result[VISUAL_EMBEDS]
+        (result,) = recording_run.run(bundle.path(VISION_GRAPH), [{names.PIXEL_VALUES: values}], progress)
+        embeds: npt.NDArray[np.float32] = result[names.VISUAL_EMBEDS]
         return embeds
 
     pixels = HostPixels(rounded(image(picture(image.image_size), image.min_tiles), precision), encode)
@@ -85,19 +77,18 @@ def _record(bundle: Bundle, progress: Callable[[int], object]) -> Recording:
     prompt = max(length - STEPS, 1)
     calls: list[Values] = [
         {
-            INPUTS_EMBEDS: embeds[None, start:stop],
-            VISUAL_MASK: visual_mask[None, start:stop],
-            POSITION_IDS: np.arange(start, stop)[None],
-            WRITE_INDICES: np.array([start]),
+            names.INPUTS_EMBEDS: embeds[None, start:stop],
+            names.VISUAL_MASK: visual_mask[None, start:stop],
+            names.POSITION_IDS: np.arange(start, stop)[None],
+            names.WRITE_INDICES: np.array([start]),
         }
         for start, stop in ((0, prompt), *((start, start + 1) for start in range(prompt, length)))
     ]
     first = calls[0] | empty_caches(model, length)
     results = recording_run.run(bundle.path(DECODER_GRAPH), [first, *calls[1:]], progress)
-    return {
-        VISION_GRAPH: [Call({PIXEL_VALUES: pixels.values}, {VISUAL_EMBEDS: seen})],
-        DECODER_GRAPH: [Call(values, {LOGITS: result[LOGITS]}) for values, result in zip(calls, results, strict=True)],
-    }
+    read = [Call(values, {names.LOGITS: result[names.LOGITS]}) for values, result in zip(calls, results, strict=True)]
+    encoded = Call({names.PIXEL_VALUES: pixels.values}, {names.VISUAL_EMBEDS: seen})
+    return {VISION_GRAPH: [encoded], DECODER_GRAPH: read}
 
 
 def picture(size: int) -> npt.NDArray[np.uint8]:

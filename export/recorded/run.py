@@ -78,7 +78,9 @@ def run(graph: Path, calls: Sequence[Values], progress: Callable[[int], object])
         for call in values:
             for name in call.keys() - later:
                 del call[name]
-        progress(sum(_stored_size(weights[name]) for name in piece.weights))
+        read = [weights[name] for name in piece.weights]
+        kinds = [onnx.helper.tensor_dtype_to_np_dtype(item.data_type) for item in read]
+        progress(sum(math.prod(item.dims) * kind.itemsize for item, kind in zip(read, kinds, strict=True)))
         del session, loaded
     return values
 
@@ -113,10 +115,8 @@ def to_float32(model: onnx.ModelProto) -> dict[str, int]:
                 attribute.t.CopyFrom(onnx.numpy_helper.from_array(array, attribute.t.name))
     # It has the old types.
     del graph.value_info[:]
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    return {
-        value.name: value.type.tensor_type.elem_type for value in (*graph.input, *inferred.value_info, *inferred.output)
-    }
+    known = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    return {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *known.value_info, *known.output)}
 
 
 def split(
@@ -185,23 +185,14 @@ def _open(model: bytes, graph: Path) -> Any:  # noqa: ANN401 - ONNX Runtime is n
 
 def _load(item: onnx.TensorProto, folder: Path) -> Array:
     """Reads a weight: floating-point ones as float32, memory-mapped where the file has that type."""
-    if not uses_external_data(item):
-        return _float32(onnx.numpy_helper.to_array(item))
-    place = ExternalDataInfo(item)
-    kind = onnx.helper.tensor_dtype_to_np_dtype(item.data_type)
-    return _float32(np.memmap(folder / place.location, kind, "r", place.offset or 0, tuple(item.dims)))
+    if uses_external_data(item):
+        place, kind = ExternalDataInfo(item), onnx.helper.tensor_dtype_to_np_dtype(item.data_type)
+        array: Array = np.memmap(folder / place.location, kind, "r", place.offset or 0, tuple(item.dims))
+    else:
+        array = onnx.numpy_helper.to_array(item)
+    return array if _wide(item.data_type) == item.data_type else array.astype(np.float32)
 
 
 def _wide(kind: int) -> int:
     half = kind in (onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT16)
     return int(onnx.TensorProto.FLOAT) if half else kind
-
-
-def _float32(array: Array) -> Array:
-    kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-    return array if _wide(kind) == kind else array.astype(np.float32)
-
-
-def _stored_size(item: onnx.TensorProto) -> int:
-    kind: np.dtype[Any] = onnx.helper.tensor_dtype_to_np_dtype(item.data_type)
-    return int(math.prod(item.dims)) * kind.itemsize

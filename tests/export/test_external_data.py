@@ -41,7 +41,7 @@ def graph_file(tensors: dict[str, TensorSource], output: str = "float32") -> Gra
     y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [3, 5])
     graph = helper.make_graph([node], "g", [], [y], list(layout(tensors, "g.weights").values()))
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
-    return GraphFile("g.onnx", "g.weights", model, tensors)
+    return GraphFile("g.onnx", model, tensors)
 
 
 def test_onnx_reads_back_what_sources_gave(tmp_path: Path) -> None:
