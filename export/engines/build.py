@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 from export.engines import store
@@ -14,7 +16,7 @@ from runtime.bundle.engines import WEIGHTS, plan_name
 from runtime.bundle.manifest import EngineRecord, FileRecord
 from runtime.bundle.reader import Bundle, sha256_of, size_text
 from runtime.console.console import Console
-from runtime.errors import BackendError, OptionError
+from runtime.errors import BackendError, BundleError, OptionError
 
 
 def build(bundle: Bundle, options: Options, device: Device | None, console: Console) -> None:
@@ -38,7 +40,7 @@ def build(bundle: Bundle, options: Options, device: Device | None, console: Cons
             profiles = f"{len(plan.profiles)} profile{'s' * (len(plan.profiles) > 1)}"
             title = f"{options.target.title} {version}"
             console.say(f"{bundle.path(plan.name)}: {size_text(file.size)}, {profiles}, {title}")
-        _check_and_keep(bundle, staged, options, device, console)
+        _finish(bundle, staged, options, device, console)
 
 
 def register(bundle: Bundle, options: Options, paths: list[Path], device: Device | None, console: Console) -> None:
@@ -67,10 +69,13 @@ def register(bundle: Bundle, options: Options, paths: list[Path], device: Device
             file = bundle.path(name)
             if path in outside:
                 file = folder / file.name
-                store.copy_plan(path, file)
+                try:
+                    shutil.copyfile(path, file)
+                except OSError as error:
+                    raise BundleError(f"{path} cannot be copied to {folder}: {error.strerror}") from None
             facts = FileRecord(file.stat().st_size, sha256_of(file))
             staged[name] = file, record(bundle.manifest, options, graphs[path], facts, versions[path])
-        _check_and_keep(bundle, staged, options, device, console)
+        _finish(bundle, staged, options, device, console)
     for name, (_, entry) in staged.items():
         console.say(
             f"{bundle.path(name)}: {size_text(entry.size)}; its header says TensorRT {entry.tensorrt}\n"
@@ -79,9 +84,7 @@ def register(bundle: Bundle, options: Options, paths: list[Path], device: Device
         )
 
 
-def _check_and_keep(
-    bundle: Bundle, staged: store.Staged, options: Options, device: Device | None, console: Console
-) -> None:
+def _finish(bundle: Bundle, staged: store.Staged, options: Options, device: Device | None, console: Console) -> None:
     try:
         verify(bundle, {entry.graph: (file, entry) for file, entry in staged.values()}, options.plugin, device, console)
     except BackendError as error:
@@ -96,15 +99,13 @@ def require_memory(options: Options, device: Device | None, weights: int, consol
         BackendError: TensorRT measures on the GPU, which has no room even for the weights.
     """
     if device is not None and not options.target.capabilities:
+        room = f"{size_text(device.free_memory)} of {size_text(device.total_memory)} free"
         if device.free_memory < weights:
             raise BackendError(
-                f"the weights alone are {size_text(weights)}, {device.name} has {size_text(device.free_memory)} of "
-                f"{size_text(device.total_memory)} free: end what else is using it, or build on a larger one"
+                f"the weights alone are {size_text(weights)}, {device.name} has {room}: end what else is using it, or "
+                "build on a larger one"
             )
-        console.say(
-            f"{device.name}: {size_text(device.free_memory)} of {size_text(device.total_memory)} free for "
-            f"{size_text(weights)} of weights"
-        )
+        console.say(f"{device.name}: {room} for {size_text(weights)} of weights")
     free = _available_memory()
     # The network holds them, and the plan that is being made holds them again.
     if free is not None and free < 2 * weights:
@@ -117,11 +118,10 @@ def require_memory(options: Options, device: Device | None, weights: int, consol
 def _available_memory() -> int | None:
     """Returns the bytes of main memory that a new program may use; None where the system does not say."""
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found = re.search(r"^MemAvailable: *(\d+) kB$", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE)
     except OSError:
         return None
-    found = next((line.split() for line in lines if line.startswith("MemAvailable:")), None)
-    return None if found is None else 1024 * int(found[1])
+    return 1024 * int(found[1]) if found else None
 
 
 def _graph(path: Path) -> str:

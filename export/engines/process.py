@@ -102,12 +102,9 @@ def _library_path(target: Target, folder: Path) -> dict[str, str]:
 
 @contextmanager
 def _child(environment: Mapping[str, str], stderr: BinaryIO) -> Iterator[subprocess.Popen[bytes]]:
+    pipe = subprocess.PIPE
     with subprocess.Popen(
-        [sys.executable, "-m", "export.engines.child"],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
+        [sys.executable, "-m", "export.engines.child"], env=environment, stdin=pipe, stdout=pipe, stderr=stderr
     ) as process:
         try:
             yield process

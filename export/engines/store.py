@@ -101,18 +101,6 @@ def put_in_place(bundle: Bundle, staged: Staged) -> None:
         raise BundleError(f"{bundle.folder} cannot be written: {error.strerror}") from None
 
 
-def copy_plan(plan: Path, target: Path) -> None:
-    """Copies a plan from elsewhere.
-
-    Raises:
-        BundleError: it cannot be read or written.
-    """
-    try:
-        shutil.copyfile(plan, target)
-    except OSError as error:
-        raise BundleError(f"{plan} cannot be copied to {target.parent}: {error.strerror}") from None
-
-
 def plan_version(plan: Path, target: Target) -> str:
     """Reads which TensorRT wrote a plan from its first bytes, as ``trtexec --getPlanVersionOnly`` does.
 

@@ -23,7 +23,7 @@ from torch.export import Dim
 
 from export.checkpoint.reader import Checkpoint
 from export.checkpoint.tensors import decoder_parameters, vision_parameters
-from export.engines.network import CAPACITY
+from export.engines.plan import CAPACITY
 from export.external_data import GraphFile, TensorSource, layout
 from export.model import modeling
 from export.model.weights import DTYPES, parameter_sources, rotary_sources

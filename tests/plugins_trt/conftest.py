@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 import pytest
 
-from export.engines.network import Range, input_shapes
+from export.engines.plan import Range, input_shapes
 from plugins_trt.schema import DOMAIN
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,8 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from export.engines.network import CAPACITY, Range, decoder_profiles, fix_dimension, vision_profile
-from export.engines.plan import graph_for
+from export.engines.plan import CAPACITY, Range, decoder_profiles, fix_dimension, graph_for, vision_profile
 from plugins_trt import function
 from plugins_trt.header import HEADER, header
 from plugins_trt.schema import (

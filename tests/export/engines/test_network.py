@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from export.engines.network import (
+from export.engines.plan import (
     CAPACITY,
     InputShapes,
     Range,

@@ -16,9 +16,8 @@ import pytest
 from export.engine import main
 from export.engines import process as engine_process
 from export.engines import store as engine_store
-from export.engines.network import InputShapes, decoder_profiles, input_shapes, vision_profile
 from export.engines.options import Options
-from export.engines.plan import PREFILL_CHUNK, plans
+from export.engines.plan import PREFILL_CHUNK, InputShapes, decoder_profiles, input_shapes, plans, vision_profile
 from export.passes.nodes import load_graph
 from runtime.bundle.engines import plan_name
 from runtime.bundle.manifest import DECODER_GRAPH, DECODER_WEIGHTS, VISION_GRAPH, VISION_WEIGHTS
