@@ -30,11 +30,7 @@ rounds (seen: 0.09 in 8 bits, with random weights in a model of hidden size 128)
 
 
 def check_forward(bundle: Bundle, checkpoint: Checkpoint) -> str:
-    """Compares what a bundle computes with PyTorch: an image, and text with that image in pieces on one cache.
-
-    Args:
-        bundle: made of the checkpoint.
-        checkpoint: the checkpoint.
+    """Compares what a bundle of a checkpoint computes with PyTorch: an image, and text with it in pieces on one cache.
 
     Returns:
         What was found, or why nothing was compared.
@@ -77,9 +73,8 @@ def check_forward(bundle: Bundle, checkpoint: Checkpoint) -> str:
         # The last piece is one token, as in decoding.
         for start, stop in itertools.pairwise(sorted({0, length * 11 // 16, length - 1, length})):
             piece = slice(start, stop)
-            expected, caches = decoder(
-                embeds[:, piece], visual[:, piece], positions[:, piece], torch.tensor([start]), caches
-            )
+            given = (values[:, piece] for values in (embeds, visual, positions))
+            expected, caches = decoder(*given, torch.tensor([start]), caches)
             logits = context.forward(embeds[0, piece].numpy(), visual[0, piece].numpy(), start)
             # A decoder of visual tokens alone gives none.
             if logits is not None:

@@ -28,18 +28,14 @@ def _swiglu(rows: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> to
 
 
 def _routed(
-    operator: Operator,
-    expert: Callable[..., torch.Tensor],
-    hidden_states: torch.Tensor,
-    visual_mask: torch.Tensor,
-    *weights: torch.Tensor,
+    operator: Operator, expert: Callable[..., torch.Tensor], x: torch.Tensor, mask: torch.Tensor, *weights: torch.Tensor
 ) -> torch.Tensor:
     """Computes each row with its own expert alone. Never a blend: inf · 0 of the expert not wanted would be NaN."""
-    output = hidden_states.new_empty(*hidden_states.shape[:-1], weights[-1].shape[0])
+    output = x.new_empty(*x.shape[:-1], weights[-1].shape[0])
     if is_exporting():
         attributes = dict(sorted(operator.attributes.items()))
-        return node(f"{DOMAIN}::{operator.name}", [hidden_states, visual_mask, *weights], attributes, output, VERSION)
+        return node(f"{DOMAIN}::{operator.name}", [x, mask, *weights], attributes, output, VERSION)
     half = len(weights) // 2
-    output[~visual_mask] = expert(hidden_states[~visual_mask], *weights[:half])
-    output[visual_mask] = expert(hidden_states[visual_mask], *weights[half:])
+    output[~mask] = expert(x[~mask], *weights[:half])
+    output[mask] = expert(x[mask], *weights[half:])
     return output

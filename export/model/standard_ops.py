@@ -16,16 +16,10 @@ from torch.compiler import is_exporting
 
 
 def node(
-    op_type: str,
-    inputs: Sequence[torch.Tensor],
-    attributes: Mapping[str, int | float | str],
-    like: torch.Tensor,
-    version: int,
+    op_type: str, inputs: Sequence[torch.Tensor], attributes: Mapping[str, float | str], like: torch.Tensor, opset: int
 ) -> torch.Tensor:
-    """Returns the output of one new node, of the type and shape of ``like``; ``version`` is of the operator's opset."""
-    return torch.onnx.ops.symbolic(
-        op_type, inputs, dict(attributes), dtype=like.dtype, shape=like.shape, version=version
-    )
+    """Returns the output of a new node, of the type and shape of ``like``; ``opset`` is the operator's."""
+    return torch.onnx.ops.symbolic(op_type, inputs, dict(attributes), dtype=like.dtype, shape=like.shape, version=opset)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -47,8 +41,7 @@ def rotary_embedding(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, posi
 
     Args:
         x: [batch, heads, sequence, head_dim].
-        cos: table [positions, head_dim / 2], of the type of ``x``.
-        sin: the same.
+        cos, sin: tables [positions, head_dim / 2], of the type of ``x``.
         position_ids: int64 [batch, sequence].
     """
     if is_exporting():
@@ -79,8 +72,7 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask:
 
     Args:
         query: [batch, heads, sequence, head_dim].
-        key: [batch, kv_heads, capacity, head_dim].
-        value: the same.
+        key, value: [batch, kv_heads, capacity, head_dim].
         mask: bool [batch, 1, sequence, capacity], true where the key is seen.
     """
     if is_exporting():

@@ -5,7 +5,7 @@ Both read a tensor block by block, so that never two copies of all weights are i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy.typing as npt
@@ -24,9 +24,7 @@ def parameter_source(checkpoint: Checkpoint, parameter: Parameter, precision: st
     return _source(parameter.shape, precision, lambda: checkpoint.blocks(parameter, DTYPES[precision]))
 
 
-def parameter_sources(
-    checkpoint: Checkpoint, parameters: Sequence[Parameter], precision: str
-) -> dict[str, TensorSource]:
+def parameter_sources(checkpoint: Checkpoint, parameters: list[Parameter], precision: str) -> dict[str, TensorSource]:
     """Returns sources of parameters by name."""
     return {parameter.name: parameter_source(checkpoint, parameter, precision) for parameter in parameters}
 

@@ -17,17 +17,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from export.passes.nodes import (
-    attributes,
-    inputs,
-    insert_before,
-    nodes_of,
-    parse_body,
-    producer,
-    replace,
-    sizes,
-    strange,
-)
+from export.passes.nodes import attributes, inputs, insert_before, nodes_of, parse, producer, replace, sizes, strange
 from runtime.backends.graph import PRESENT, UPDATE
 
 _SEEN = """
@@ -112,15 +102,10 @@ def _split(node: ir.Node, seen: dict[ir.Value, ir.Value]) -> None:
     if other is not write_indices:
         raise strange(node)
     if mask not in seen:
-        body = parse_body("(mask, keys, queries, write_indices, new_key) => (seen)", _SEEN)
+        body = parse("(mask, keys, queries, write_indices, new_key) => (seen)", _SEEN)
         (seen[mask],) = insert_before(node, body, [mask, keys, queries, write_indices, new_key], str(mask.name))
     heads, head_dim = sizes(query, 1, 3)
-    text = _BODY.format(
-        heads=heads,
-        kv_heads=sizes(past_key, 1)[0],
-        head_dim=head_dim,
-        scale=attributes(node, ["scale"])["scale"],
-        type=query.dtype,
-    )
-    body = parse_body("(query, seen, past_key, past_value, new_key, new_value) => (y)", text)
+    counts = {"heads": heads, "kv_heads": sizes(past_key, 1)[0], "head_dim": head_dim}
+    text = _BODY.format(**counts, **attributes(node, ["scale"]), type=query.dtype)
+    body = parse("(query, seen, past_key, past_value, new_key, new_value) => (y)", text)
     replace(node, body, [query, seen[mask], past_key, past_value, new_key, new_value])

@@ -7,7 +7,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
-from export.passes.nodes import attributes, inputs, insert_before, nodes_of, parse_body, replace, sizes
+from export.passes.nodes import attributes, inputs, insert_before, nodes_of, parse, replace, sizes
 from runtime.errors import BundleError
 
 _NORM = """
@@ -64,7 +64,7 @@ def decompose_norms(model: ir.Model) -> None:
     for node in nodes_of(model, "RMSNormalization"):
         epsilon = attributes(node, ["epsilon"], axis=-1, stash_type=ir.DataType.FLOAT)["epsilon"]
         x, weight = inputs(node, 2)
-        body = parse_body("(x, weight) => (y)", _NORM.format(epsilon=epsilon, type=x.dtype))
+        body = parse("(x, weight) => (y)", _NORM.format(epsilon=epsilon, type=x.dtype))
         replace(node, body, [x, weight])
 
 
@@ -80,9 +80,9 @@ def decompose_rotary(model: ir.Model) -> None:
         x, *source = inputs(node, 4)
         key = tuple(source)
         if key not in rows:
-            body = parse_body("(cos, sin, positions) => (c, s)", _ROTARY_ROWS)
+            body = parse("(cos, sin, positions) => (c, s)", _ROTARY_ROWS)
             rows[key] = insert_before(node, body, source, node.name)
-        replace(node, parse_body("(x, c, s) => (y)", _ROTARY), [x, *rows[key]])
+        replace(node, parse("(x, c, s) => (y)", _ROTARY), [x, *rows[key]])
 
 
 def unfold_patches(model: ir.Model) -> None:
@@ -109,7 +109,7 @@ def unfold_patches(model: ir.Model) -> None:
         kernel.const_value, kernel.shape = ir.serde.deserialize_tensor(matrix), ir.Shape(matrix.dims)
         counts = {"channels": channels, "out": out, "k": k, "rows": height // k, "columns": width // k}
         body = _PATCHES.format(width=channels * k * k, **counts)
-        replace(node, parse_body("(x, kernel, bias) => (y)", body), [x, kernel, bias])
+        replace(node, parse("(x, kernel, bias) => (y)", body), [x, kernel, bias])
 
 
 def fold_constants(model: ir.Model) -> None:

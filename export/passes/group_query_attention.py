@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from export.passes.int8_caches import DOMAIN, FEW, NAME, CachePlan, body, check_caches, scale_values
-from export.passes.nodes import inputs, insert_before, nodes_of, parse_body, producer, remove_unused, strange
+from export.passes.nodes import inputs, insert_before, nodes_of, parse, producer, remove_unused, strange
 from plugins_trt.function import CPU_DOMAIN
 from runtime.backends.graph import INPUTS_EMBEDS, PAST, POSITION_IDS, WRITE_INDICES
 from runtime.bundle.manifest import ModelFacts
@@ -65,7 +65,7 @@ def group_query_attention(model: ir.Model, facts: ModelFacts, caches: Sequence[C
         return
     given = {value.name: value for value in model.graph.inputs}
     sources = [given[INPUTS_EMBEDS], given[WRITE_INDICES]]
-    shared = insert_before(model.graph[0], parse_body(_SIGNATURE, _SHARED), sources, "attention")
+    shared = insert_before(model.graph[0], parse(_SIGNATURE, _SHARED), sources, "attention")
     for attention in attentions:
         _rewrite(model.graph, attention, [*shared, given[WRITE_INDICES]], facts, int8)
     if int8:

@@ -83,9 +83,6 @@ _BODY = """
 }}
 """
 
-_RESULTS = "float[batch, sequence, {query_size}] attended, {cache} keys, {cache} values"
-_CACHE = "int8[batch, {kv_heads}, capacity, {head_dim}]"
-
 
 @dataclass(frozen=True)
 class CachePlan:
@@ -107,12 +104,10 @@ def check_caches(caches: Sequence[CachePlan], facts: ModelFacts) -> dict[int, Ca
     Raises:
         QuantizationError: they do not fit the model.
     """
-    shape = (facts.num_key_value_heads, facts.head_dim)
+    shape, layers = (facts.num_key_value_heads, facts.head_dim), facts.num_hidden_layers
     for plan in caches:
-        if plan.layer not in range(facts.num_hidden_layers):
-            raise QuantizationError(
-                f"the caches of layer {plan.layer} are planned, of {facts.num_hidden_layers} layers"
-            )
+        if plan.layer not in range(layers):
+            raise QuantizationError(f"the caches of layer {plan.layer} are planned, of {layers} layers")
         for kind, scale in (("key", plan.key), ("value", plan.value)):
             if scale.shape != shape or not (np.isfinite(scale) & (scale > 0)).all():
                 raise QuantizationError(
@@ -132,16 +127,13 @@ def body(facts: ModelFacts, opset: int) -> onnx.FunctionProto:
     ``positions``, int64 [batch, sequence]; ``write_indices``, int64 [batch], the first of them. Scales are
     [1, kv_heads, 1, head_dim].
     """
-    sizes = {
-        "heads": facts.num_attention_heads,
-        "kv_heads": facts.num_key_value_heads,
-        "head_dim": facts.head_dim,
-        "query_size": facts.num_attention_heads * facts.head_dim,
-        "kv_size": facts.num_key_value_heads * facts.head_dim,
-    }
-    results = _RESULTS.format(cache=_CACHE.format(**sizes), **sizes)
-    fixed = {"domain": DOMAIN, "name": NAME, "ours": CPU_DOMAIN}
-    return onnx.parser.parse_function(_BODY.format(opset=opset, results=results, **fixed, **sizes))
+    heads, kv_heads, head_dim = facts.num_attention_heads, facts.num_key_value_heads, facts.head_dim
+    sizes = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+    products = {"query_size": heads * head_dim, "kv_size": kv_heads * head_dim}
+    cache = f"int8[batch, {kv_heads}, capacity, {head_dim}]"
+    results = f"float[batch, sequence, {heads * head_dim}] attended, {cache} keys, {cache} values"
+    fixed = {"domain": DOMAIN, "name": NAME, "ours": CPU_DOMAIN, "opset": opset}
+    return onnx.parser.parse_function(_BODY.format(results=results, **fixed, **sizes, **products))
 
 
 def scale_values(graph: ir.Graph, plan: CachePlan) -> list[ir.Value]:

@@ -37,13 +37,11 @@ def infer_types(model: onnx.ModelProto) -> ir.Model:
         BundleError: the graph contradicts itself.
     """
     try:
-        return ir.from_proto(
-            onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
-        )
+        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
-        raise BundleError(
-            f'the graph "{model.graph.name}" does not pass shape inference: {str(error).splitlines()[0]}'
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise BundleError(f'the graph "{model.graph.name}" does not pass shape inference: {reason}') from None
+    return ir.from_proto(inferred)
 
 
 def nodes_of(model: ir.Model, op_type: str) -> list[ir.Node]:
@@ -110,7 +108,7 @@ def attributes(node: ir.Node, wanted: Sequence[str], **fixed: int | str) -> dict
     return {name: value for name, value in given.items() if name in wanted}
 
 
-def parse_body(signature: str, text: str) -> onnx.FunctionProto:
+def parse(signature: str, text: str) -> onnx.FunctionProto:
     """Returns a function of text, ``(inputs) => (outputs)`` and lines ``result = Operator <attributes> (values)``."""
     return onnx.parser.parse_function(f'<opset_import: ["" : {OPSET}], domain: "text"> text {signature} {{{text}}}')
 

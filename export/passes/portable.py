@@ -51,8 +51,5 @@ def _require(node: ir.Node) -> None:
         schema = onnx.defs.get_schema(node.op_type, OPSET, "")
     except onnx.defs.SchemaError:
         raise BundleError(f"{node.op_type} {node.name} has no form in opset {OPSET}: export the bundle again") from None
-    newer = [name for name in node.attributes if name not in schema.attributes]
-    if newer:
-        raise BundleError(
-            f"{node.op_type} {node.name}: opset {OPSET} does not have {newer[0]}: export the bundle again"
-        )
+    if new := [name for name in node.attributes if name not in schema.attributes]:
+        raise BundleError(f"{node.op_type} {node.name}: opset {OPSET} does not have {new[0]}: export the bundle again")

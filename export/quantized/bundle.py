@@ -61,14 +61,10 @@ def write_quantized(
             writer.copy(name, source)
         for name, data in (record or {}).items():
             writer.write(name, data)
+        made_by = {**source.manifest.created_by, "quantized_by": f"monoedge {runtime.__version__}"}
+        entry = plan.manifest_entry(form)
         return writer.commit(
-            replace(
-                source.manifest,
-                operators=operators(graphs),
-                created_by={**source.manifest.created_by, "quantized_by": f"monoedge {runtime.__version__}"},
-                engines={},
-                quantization=plan.manifest_entry(form),
-            )
+            replace(source.manifest, operators=operators(graphs), created_by=made_by, engines={}, quantization=entry)
         )
 
 

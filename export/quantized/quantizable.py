@@ -102,7 +102,6 @@ def expose(model: onnx.ModelProto, matrices: Collection[Matrix]) -> onnx.ModelPr
             place = list(body.output).index(matrix.value)
             node.output.extend([""] * (place + 1 - len(node.output)))
             node.output[place] = matrix.output
-        copy.graph.output.append(
-            onnx.helper.make_tensor_value_info(matrix.output, element_type, [None, matrix.channels])
-        )
+        output = onnx.helper.make_tensor_value_info(matrix.output, element_type, [None, matrix.channels])
+        copy.graph.output.append(output)
     return copy

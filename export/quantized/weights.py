@@ -120,10 +120,7 @@ class Weights:
 
 
 class DecoderWeights(Weights):
-    """The weights of a bundle's ``decoder.onnx``, which is parsed here and not again.
-
-    Args:
-        bundle: not quantized.
+    """The weights of ``decoder.onnx`` of a bundle that is not quantized; the graph is parsed here and not again.
 
     Raises:
         BundleError: the graph cannot be read, or the bundle does not have its data.
