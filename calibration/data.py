@@ -73,7 +73,7 @@ def read_examples(data: Path, prompt: str | None = None, *, as_stored: bool = Fa
         raise CalibrationError(f"--prompt is for a folder of pictures, and {data} is a file whose lines have prompts")
     if find(data, CalibrationError) is None:
         raise CalibrationError(f"{data} does not exist: expected a JSONL file, or a folder of pictures")
-    lines = read_text(data, CalibrationError).splitlines()
+    lines = read_text(data, CalibrationError).split("\n")  # splitlines() would split at U+2028 in a text
     examples = [
         _from_line(line, f"{data.name}, line {number}", data.parent, as_stored)
         for number, line in enumerate(lines, start=1)

@@ -73,9 +73,9 @@ def read_bytes(path: Path, error: type[MonoedgeError] = BundleError, remedy: str
 
 
 def read_text(path: Path, error: type[MonoedgeError] = BundleError, remedy: str = "") -> str:
-    """Reads a file of UTF-8; raises as ``read_bytes`` does, and where it is something else."""
+    """Reads a file of UTF-8 without its byte order mark; raises as ``read_bytes`` does, and where it is none."""
     try:
-        return read_bytes(path, error, remedy).decode()
+        return read_bytes(path, error, remedy).decode("utf-8-sig")
     except UnicodeDecodeError as reason:
         raise error(f"{path} cannot be read: {reason}{remedy}") from None
 

@@ -175,8 +175,7 @@ class _Contender:
                 f"{self.text} stopped with exit code {process.returncode}; what it said stands above: "
                 f"{shlex.join(command)}"
             )
-        lines = output.splitlines()
-        return Record.from_json(lines[-1] if lines else "")
+        return Record.from_json(output.rstrip().rpartition("\n")[2])
 
 
 def _measure(

@@ -30,6 +30,16 @@ def test_several_pictures_blank_lines_and_other_keys(pairs: Path, tmp_path: Path
     assert example.place == "data.jsonl, line 2"
 
 
+def test_lines_end_where_json_has_line_ends(tmp_path: Path) -> None:
+    """JSON's strings may hold what other standards call line ends; a byte order mark is no part of the first line."""
+    prompts = ["a\u2028b", "a\u2029b", "a\x85b", "a\u2028"]
+    lines = [json.dumps({"image": None, "prompt": prompt}, ensure_ascii=False) for prompt in prompts]
+    (tmp_path / "data.jsonl").write_bytes("\r\n".join(["\ufeff" + lines[0], *lines[1:], ""]).encode())
+    examples = read_examples(tmp_path / "data.jsonl")
+    assert [example.prompt for example in examples] == prompts
+    assert [example.place for example in examples] == [f"data.jsonl, line {number}" for number in range(1, 5)]
+
+
 def test_a_folder_of_pictures(pairs: Path) -> None:
     examples = read_examples(pairs.parent, "What is this?")
     assert len(examples) == 20  # the JSONL file beside them is no picture

@@ -41,6 +41,14 @@ def test_json() -> None:
     assert parse_json(r'{"\u00e9": [1, 2.5, null, "\ud83d\ude00"]}', "that") == {"é": [1, 2.5, None, "😀"]}
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b'\xef\xbb\xbf{"a": "\xef\xbb\xbf"}\r\n')
+    assert read_json(tmp_path / "file") == {"a": "\ufeff"}
+    (tmp_path / "file").write_bytes(b"\xef\xbb\xbf\xff")
+    with pytest.raises(BundleError, match="file cannot be read: "):
+        read_text(tmp_path / "file")
+
+
 def test_what_is_no_file(tmp_path: Path) -> None:
     """None of these is waited for."""
     os.mkfifo(tmp_path / "pipe")

@@ -139,6 +139,13 @@ def test_config_that_is_no_json_object(checkpoint: Path, text: str) -> None:
     refused(checkpoint, "config.json")
 
 
+def test_config_with_a_byte_order_mark(checkpoint: Path) -> None:
+    expected = read_config(checkpoint)
+    for file in checkpoint.glob("*.json"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert Checkpoint(checkpoint).config == expected
+
+
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [

@@ -133,6 +133,12 @@ def test_an_end_of_the_benchmark_ends_its_process(tiny_v1_bundle):
     os.close(child)
 
 
+def test_a_separator_in_a_name_ends_no_line(tiny_v1_bundle, tmp_path):
+    (tmp_path / "a\u2028b").symlink_to(tiny_v1_bundle)
+    done = bench("--bundle", tmp_path / "a\u2028b", *SMALL, "--tiles", "0")
+    assert done.returncode == 0, done.stderr
+
+
 def test_other_output_is_refused(tiny_v1_bundle):
     done = bench("--bundle", tiny_v1_bundle, "--compare", "echo fast", *SMALL)
     assert done.returncode == 2

@@ -79,6 +79,12 @@ def test_bundle_from_the_environment(bundle: Path, monkeypatch: pytest.MonkeyPat
     assert runtime.load().bundle.folder == bundle
 
 
+def test_manifest_with_a_byte_order_mark(bundle: Path) -> None:
+    expected = Bundle(bundle).manifest
+    (bundle / MANIFEST).write_bytes(b"\xef\xbb\xbf" + (bundle / MANIFEST).read_bytes())
+    assert runtime.load(bundle).bundle.manifest == expected
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "other"}', "[" * 100_000, '{"format": ' + "1" * 5000])
 def test_manifest_that_is_none(bundle: Path, text: str) -> None:
     (bundle / MANIFEST).write_text(text)
