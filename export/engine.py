@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         capability,
         max_length,
         arguments.max_batch,
-        _plugin(arguments, needed=not prints),
+        _plugin(arguments, capability, needed=not prints),
         (arguments.timing_cache or checked.default_timing_cache(capability)) if target.timing_cache else None,
         arguments.overwrite,
     )
@@ -115,17 +115,20 @@ def _target(arguments: argparse.Namespace, prints: bool, builds: bool) -> Target
     return target
 
 
-def _plugin(arguments: argparse.Namespace, needed: bool) -> Path | None:
-    """Finds the plugin library; None where it is neither named, nor needed, nor there."""
-    from runtime.backends.plugin_library import plugin_library
+def _plugin(arguments: argparse.Namespace, capability: int, needed: bool) -> Path | None:
+    """Finds the plugin library with code for a GPU; None where it is neither named, nor needed, nor there."""
+    from runtime.backends.plugin_library import plugin_library, require_code
 
     named: Path | None = arguments.plugin
     if named is not None:
         if not named.is_file():
             raise BackendError(f"--plugin {named}: no such file")
+        require_code(named.absolute(), capability)
         return named.absolute()
     try:
-        return plugin_library()
+        library = plugin_library()
+        require_code(library, capability)
+        return library
     except BackendError:
         if needed:
             raise
@@ -142,7 +145,7 @@ def _check(arguments: argparse.Namespace, console: Console) -> None:
     bundle, device = Bundle(arguments.bundle), find_device()
     if device is None:
         raise BackendError("there is no GPU here: run this on the device that the engines are for")
-    check(bundle, arguments.target, _plugin(arguments, needed=True), device, console)
+    check(bundle, arguments.target, _plugin(arguments, device.capability, needed=True), device, console)
 
 
 if __name__ == "__main__":

@@ -6,19 +6,28 @@ The library is built here, installed beside ``plugins_trt``, or in a folder of t
 from __future__ import annotations
 
 import os
+import re
+import shlex
+import struct
 import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
 from runtime.errors import BackendError
-from runtime.records import find, is_folder, user_path
+from runtime.records import find, is_folder, read_bytes, user_path
 
 LIBRARY = "libmonoedge_plugins.so"
 VARIABLE = "MONOEDGE_PLUGIN_LIBRARY"
 """Environment variable that names the library; then no folder is searched."""
 
 BUILD_COMMAND = "monoedge plugin"
+
+_FATBIN = re.compile(rb"\x50\xed\x55\xba\x01\x00\x10\x00")
+"""What code for GPUs begins with in a library: magic number, version and header size; the rest's size follows."""
+
+_TEGRA = (53, 62, 72, 87, 101, 110)
+"""Jetsons, for which no machine code of another GPU is, nor theirs for others (CUDA Programming Guide)."""
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _SYSTEM = (
@@ -47,6 +56,46 @@ def plugin_library() -> Path:
     raise BackendError(
         f"{LIBRARY} is in none of {', '.join(map(str, places))}: build it with: {BUILD_COMMAND}; or set {VARIABLE}"
     )
+
+
+def require_code(library: Path, capability: int) -> None:
+    """Checks that a library has code for a GPU: machine code, or PTX, which the GPU's driver compiles.
+
+    Args:
+        library: the plugin library. One in which no code can be found is left to CUDA.
+        capability: that of the GPU, as 89 for 8.9.
+
+    Raises:
+        BackendError: it has none, with the command that builds it.
+    """
+    found = _code(read_bytes(library, BackendError))
+    if found and not any(_runs(is_ptx, number, capability) for is_ptx, number in found):
+        here = ", ".join(f"{'PTX ' if is_ptx else ''}{number}" for is_ptx, number in sorted(found))
+        place = "" if library.parent == install_folder() else f" -o {shlex.quote(str(library))}"
+        raise BackendError(
+            f"{library} has no code for SM {capability}, only for SM {here}: build it with: "
+            f"{BUILD_COMMAND} --arch {capability}{place}"
+        )
+
+
+def _code(data: bytes) -> set[tuple[bool, int]]:
+    """Returns the code in a library: whether it is PTX, and its architecture."""
+    found = set()
+    for start in _FATBIN.finditer(data):
+        place = start.end() + 8
+        end = place + int.from_bytes(data[start.end() : place], "little")
+        while place + 64 <= min(end, len(data)):
+            kind, _, header, size, architecture = struct.unpack_from("<HHIQ12xI", data, place)
+            found.add((kind == 1, architecture))
+            place += max(header + size, 64)
+    return found
+
+
+def _runs(is_ptx: bool, architecture: int, capability: int) -> bool:
+    if is_ptx or architecture == capability:
+        return architecture <= capability
+    same = architecture // 10 == capability // 10 and not {architecture, capability} & set(_TEGRA)
+    return same and architecture < capability
 
 
 def install_folder() -> Path:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from runtime.backends.cuda.device import Device
-from runtime.backends.plugin_library import plugin_library
+from runtime.backends.plugin_library import plugin_library, require_code
 from runtime.backends.tensorrt.check import PlanError, decoder_layout, vision_layout
 from runtime.backends.tensorrt.engine import Engine, TensorRTRuntime
 from runtime.backends.tensorrt.plan import DecoderLayout, PlanInfo, VisionLayout
@@ -59,6 +59,7 @@ class Loader:
             if reason is not None:
                 raise BackendError(reason)
         if library is not None:
+            require_code(library, device.compute_capability)
             self._tensorrt.load_plugins(library, bundle.manifest.operators)
 
     @property

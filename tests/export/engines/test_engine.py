@@ -192,6 +192,19 @@ def test_options(
     assert tree(bundle) == before
 
 
+def test_a_plugin_library_for_another_gpu(
+    installed: None, bundle: Path, library: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The library has code for 8.0 and later, the bundle is made one that older ones may compute."""
+    text = (bundle / MANIFEST).read_text()
+    (bundle / MANIFEST).write_text(text.replace('"precision": "bf16"', '"precision": "fp16"'))
+    before = tree(bundle)
+    for arguments in (["trt-rtx"], ["trt", "--print-trtexec"], ["trt", "--register", "x.decoder.plan"]):
+        line = refusal(capsys, "--bundle", bundle, "--sm", 75, "--plugin", library, "--target", *arguments)
+        assert f"{library} has no code for SM 75, only for SM PTX 80: build it with: monoedge plugin --arch 75" in line
+    assert tree(bundle) == before
+
+
 def test_no_plugin_library(
     installed: None, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import re
 import shlex
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -96,10 +97,15 @@ def test_printed_commands(bundle: Path, plugin: Path, capsys: pytest.CaptureFixt
     assert shapes_of(vision) == [input_shapes(load_graph(opened, VISION_GRAPH), tiles)]
 
 
+@pytest.mark.parametrize("here", ["nothing", "code for another GPU"])
 def test_without_a_plugin_here_the_variable_names_it(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bundle: Path, here: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("MONOEDGE_PLUGIN_LIBRARY", "/no/lib.so")
+    library = tmp_path / "lib.so"
+    if here != "nothing":  # an empty cubin for SM 89, as nvcc lays it out
+        cubin = struct.pack("<HHIQ12xI32x", 2, 0x101, 64, 0, 89)
+        library.write_bytes(struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(cubin)) + cubin)
+    monkeypatch.setenv("MONOEDGE_PLUGIN_LIBRARY", str(library))
     engine(bundle, "--print-trtexec")
     printed = capsys.readouterr().out
     assert '--staticPlugins="$MONOEDGE_PLUGIN_LIBRARY"' in printed

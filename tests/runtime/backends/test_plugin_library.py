@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from runtime.backends import plugin_library as module
-from runtime.backends.plugin_library import LIBRARY, VARIABLE, install_folder, plugin_library
+from runtime.backends.plugin_library import LIBRARY, VARIABLE, install_folder, plugin_library, require_code
 from runtime.errors import BackendError
 
 
@@ -76,3 +78,38 @@ def test_named_but_not_there(package: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv(VARIABLE, "elsewhere/x.so")
     with pytest.raises(BackendError, match=f"^{VARIABLE} is elsewhere/x.so, which is no file: "):
         plugin_library()
+
+
+NVCC = shutil.which("nvcc")
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not installed, which says what it compiled for")
+@pytest.mark.parametrize(
+    ("compiled", "runs", "not_on"),
+    [
+        (["sm_89"], [89], [80, 86, 87, 90, 110, 120]),
+        (["sm_80"], [80, 86, 89], [75, 87, 90, 120]),
+        (["sm_87"], [87], [80, 86, 89, 110]),
+        (["sm_89", "sm_120"], [89, 120, 121], [87, 90, 110]),
+        (["sm_87", "compute_90"], [87, 90, 110, 120, 121], [80, 86, 89]),
+    ],
+)
+def test_code_for_a_gpu(package: Path, compiled: list[str], runs: list[int], not_on: list[int], tmp_path: Path) -> None:
+    """Which GPU runs what nvcc compiled is said in the CUDA Programming Guide, "Binary Compatibility" and "PTX"."""
+    (tmp_path / "code.cu").write_text("__global__ void f(float* x) { *x = 1; }\nvoid g(float* x) { f<<<1, 1>>>(x); }\n")
+    codes = [f"-gencode=arch=compute_{name.split('_')[1]},code={name}" for name in compiled]
+    library = tmp_path / "mine.so"
+    subprocess.run([NVCC, "-shared", "-Xcompiler=-fPIC", *codes, tmp_path / "code.cu", "-o", library], check=True)
+    for capability in runs:
+        require_code(library, capability)
+    for capability in not_on:
+        with pytest.raises(BackendError) as error:
+            require_code(library, capability)
+        message = str(error.value)
+        assert message.startswith(f"{library} has no code for SM {capability}, only for SM ")
+        assert message.endswith(f": build it with: monoedge plugin --arch {capability} -o {library}")
+    # Where it is searched first, the command needs no place.
+    install_folder().mkdir(parents=True)
+    shutil.move(library, install_folder() / LIBRARY)
+    with pytest.raises(BackendError, match=f" --arch {not_on[0]}$"):
+        require_code(install_folder() / LIBRARY, not_on[0])
