@@ -15,6 +15,7 @@ from calibration.reporting.page import page
 from calibration.reporting.report import Report, comparison_report
 from calibration.trial.measure import Reference
 from calibration.trial.prober import Prober, check_examples
+from runtime.bundle.engines import next_command
 from runtime.bundle.reader import Bundle
 from runtime.console.console import Console
 from runtime.console.files import replaced
@@ -35,9 +36,8 @@ def calibrate_bundle(arguments: argparse.Namespace) -> None:
         bundle, questions, options, output, record, overwrite=arguments.overwrite, apply_to=apply_to, console=console
     )
     _show(report, arguments.report, console)
-    console.say(
-        f'wrote {output}; its report is {output / REPORT_HTML}; try it:\n  python -m runtime.chat --bundle {output} "…"'
-    )
+    command = next_command(Bundle(output).manifest, output)
+    console.say(f"wrote {output}; its report is {output / REPORT_HTML}; try it:\n  {command}")
 
 
 def compare_bundles(arguments: argparse.Namespace) -> None:

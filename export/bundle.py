@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import fields, replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import tokenizers
 
 import runtime
 from export.check import check_forward
@@ -34,6 +36,8 @@ from runtime.console.console import Console
 from runtime.errors import BackendError
 from runtime.images.preprocess import ImageProcessor
 from runtime.packages import install_command
+from runtime.text.template import ChatTemplate
+from runtime.text.tokenizer import Tokenizer
 
 # Constants of the official code's image transform; a checkpoint does not state them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -104,7 +108,7 @@ def _plan(decoder: onnx.ModelProto, bits: tuple[int, int] | None) -> Quantizatio
 
 def _record(writer: BundleWriter, bundle: Bundle, console: Console) -> None:
     """Adds the recorded set, where ONNX Runtime is there to make it."""
-    remedy = f"later: python -m export.recording --bundle {writer.target}"
+    remedy = f"later: python -m export.recording --bundle {shlex.quote(str(writer.target))}"
     if find_spec("onnxruntime") is None:
         console.say(f"not recorded: onnxruntime is not installed ({install_command('onnxruntime')}); {remedy}")
         return
@@ -124,6 +128,15 @@ def _record(writer: BundleWriter, bundle: Bundle, console: Console) -> None:
 def image_processor(config: ModelConfig) -> ImageProcessor:
     """Returns how images are prepared for a checkpoint."""
     return ImageProcessor(mean=IMAGENET_MEAN, std=IMAGENET_STD, **_shared(config, ImageProcessor))
+
+
+def least_length(checkpoint: Checkpoint) -> int:
+    """Returns the tokens of the shortest question about a picture, and one of its answer."""
+    image = image_processor(checkpoint.config)
+    chat = ChatTemplate.from_json(checkpoint.template)
+    question = chat.place_images("?", [image.fewest_tiles(1, 1)], image.tokens_per_tile)
+    tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(checkpoint.tokenizer_json))
+    return len(tokenizer.encode(chat.render([(question, None)]))) + 1
 
 
 def _shared(config: ModelConfig, kind: type[ModelFacts | ImageProcessor]) -> dict[str, Any]:

@@ -74,9 +74,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     need("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub")
 
-    from export.bundle import export_bundle
+    from export.bundle import export_bundle, least_length
     from export.checkpoint.reader import Checkpoint, locate
     from export.writer import BundleWriter
+    from runtime.bundle.engines import next_command
     from runtime.bundle.reader import size_text
     from runtime.records import user_path
 
@@ -88,12 +89,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{arguments.ckpt}: Mono-InternVL {checkpoint.config.version}, {checkpoint.config.num_hidden_layers} layers, "
         f"hidden {checkpoint.config.hidden_size}, {size_text(checkpoint.source_bytes)}"
     )
+    least, length = least_length(checkpoint), options.length(checkpoint.config.max_position_embeddings)
+    if not (pictures := length >= least):
+        console.say(f"--max-length {length} is for text alone: a question about a picture needs {least} at least")
     name = folder.resolve().name if folder == user_path(arguments.ckpt) else arguments.ckpt
     manifest = export_bundle(checkpoint, name, arguments.output, options, console)
     total = sum(record.size for record in manifest.files.values())
     console.say(
         f"{arguments.output}: {size_text(total)}, conversations of up to {manifest.model.max_length} tokens; try\n"
-        f'  python -m runtime.chat --bundle {arguments.output} --image PHOTO "What is in the picture?"'
+        f"  {next_command(manifest, arguments.output, pictures)}"
     )
 
 

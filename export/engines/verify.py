@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import asdict
@@ -62,7 +63,7 @@ def check(bundle: Bundle, target: str | None, plugin: Path | None, device: Devic
 
 def _why_not_here(bundle: Bundle, new: Plans, device: Device | None) -> str | None:
     record = next(iter(new.values()))[1]
-    later = f"on the device: python -m export.engine --bundle {bundle.folder} --check"
+    later = f"on the device: python -m export.engine --bundle {shlex.quote(str(bundle.folder))} --check"
     if device is None:
         return f"there is no GPU here; {later}"
     if device.capability != record.compute_capability:

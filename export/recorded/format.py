@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,7 +114,7 @@ def why_missing(bundle: Bundle) -> str | None:
 
 def command(bundle: Bundle) -> str:
     """Returns the command that records a bundle."""
-    return f"python -m export.recording --bundle {bundle.folder}"
+    return f"python -m export.recording --bundle {shlex.quote(str(bundle.folder))}"
 
 
 def read(bundle: Bundle) -> Recording:

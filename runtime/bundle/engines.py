@@ -9,7 +9,7 @@ from pathlib import Path
 
 from runtime.bundle.manifest import DECODER_GRAPH, DECODER_WEIGHTS, VISION_GRAPH, VISION_WEIGHTS, EngineRecord, Manifest
 from runtime.bundle.reader import Bundle
-from runtime.bundle.targets import TARGETS, Target
+from runtime.bundle.targets import PORTABLE_TARGET, TARGETS, Target
 from runtime.errors import BackendError
 
 FOLDER = "engines"
@@ -33,6 +33,20 @@ def build_command(target: Target, compute_capability: int, bundle: str | Path, *
     chip = ["--sm", compute_capability] if target.capabilities else []
     command = ["python", "-m", "export.engine", "--bundle", bundle, "--target", target.name, *chip, *options]
     return shlex.join(map(str, command))
+
+
+def next_command(manifest: Manifest, bundle: str | Path, picture: bool = True) -> str:
+    """Returns the command that a new bundle is for: a question, or for bf16, which no CPU computes, engines.
+
+    Args:
+        manifest: of the bundle.
+        bundle: its folder.
+        picture: whether the question is about a picture.
+    """
+    if manifest.precision == "bf16":
+        return build_command(TARGETS["trt" if manifest.opset >= Manifest.opset else PORTABLE_TARGET], 0, bundle)
+    asked = '--image PHOTO "What is in the picture?"' if picture else '"Who are you?"'
+    return f"python -m runtime.chat --bundle {shlex.quote(str(bundle))} {asked}"
 
 
 def rebuild_command(record: EngineRecord, bundle: str | Path) -> str:

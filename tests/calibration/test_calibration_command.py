@@ -179,6 +179,7 @@ def test_every_number_format_and_layout(
     tiny_v15_portable_bundle: Path,
     pairs: Path,
     tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Version 1.5 with everything quantized; scales of an fp32 bundle applied to bf16; graphs of older operators."""
     everything = ["--experts", "text,visual", "--attention", "--lm-head", "--form", "qdq"]
@@ -187,6 +188,8 @@ def test_every_number_format_and_layout(
     assert {"layers.0.attention.qkv.text_weight", "layers.3.attention.output.visual_weight", "lm_head.weight"} <= names
     calibrate(tiny_v15_bundle, pairs, tmp_path / "bf16", *everything, "--apply-to", str(tiny_v15_bf16_bundle))
     assert Bundle(tmp_path / "bf16").manifest.precision == "bf16"
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("  python")]
+    assert [line.split()[2] for line in told] == ["runtime.chat", "export.engine"]
     assert Bundle(tmp_path / "bf16").manifest.quantization == Bundle(tmp_path / "int8").manifest.quantization
     weights = [Int8Weights(tmp_path / name) for name in ("int8", "bf16")]
     for name in names:

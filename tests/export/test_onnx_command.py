@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -135,6 +137,56 @@ def test_float16_bundle_answers_and_bfloat16_is_refused_on_a_cpu(half_bundles: P
     np.testing.assert_allclose(session.logits[0], golden["prefill_last_logits"], rtol=0, atol=0.05)
     with pytest.raises(runtime.BackendError, match="--dtype fp32"):
         runtime.load(half_bundles / "bf16")
+
+
+@pytest.mark.parametrize(
+    ("options", "length"),
+    [
+        ([], 8192),
+        (["--target", "trt10.3"], 8192),
+        (["--target", "cpu"], 8192),
+        (["--dtype", "fp16"], 8192),
+        (["--max-length", "100"], 100),
+        (["--dtype", "bf16"], 8192),
+        (["--dtype", "bf16", "--target", "trt10.3"], 8192),
+    ],
+)
+def test_the_command_that_is_told_works(
+    options: list[str], length: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Chat answers; for engines, which need TensorRT, everything before the build succeeds."""
+    bundle = tmp_path / "my bundle"
+    main(["--ckpt", str(CHECKPOINT), "-o", str(bundle), *options])
+    said = capsys.readouterr().err
+    python, *command = shlex.split(said.splitlines()[-1])
+    assert python == "python"
+    if "bf16" in options:
+        assert command[:2] == ["-m", "export.engine"]
+        assert command[-1] == ("trt10.3" if "trt10.3" in options else "trt")
+        command += ["--print-trtexec", "--sm", "87"]
+    else:
+        command = [str(ROOT / "examples/shapes/pictures/p000.png") if word == "PHOTO" else word for word in command]
+        command += ["--max-new-tokens", "2"]
+    assert ("PHOTO" in said) == ("bf16" not in options and length > 100)
+    assert ("--max-length 100 is for text alone" in said) == (length == 100)
+    result = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_shortest_length_that_holds_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--ckpt", str(CHECKPOINT), "-o", str(tmp_path / "short"), "--max-length", "99"])
+    least = int(re.search(r"a question about a picture needs (\d+) at least", capsys.readouterr().err)[1])
+    picture = np.zeros((448, 448, 3), np.uint8)
+    for length in (least - 1, least):
+        bundle = tmp_path / str(length)
+        main(["--ckpt", str(CHECKPOINT), "-o", str(bundle), "--max-length", str(length)])
+        assert ("is for text alone" in capsys.readouterr().err) == (length < least)
+        model = runtime.load(bundle)
+        if length < least:
+            with pytest.raises(runtime.PromptError, match=f"exported with --max-length {length}"):
+                model.session(picture, "?", max_new_tokens=1)
+        else:
+            assert model.session(picture, "?", max_new_tokens=1).text is not None
 
 
 def test_overwrites_only_when_told(tmp_path: Path, tiny_v1_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
