@@ -75,8 +75,13 @@ class _Reader:
     def section(self, key: str) -> _Reader:
         return _Reader(self.file, self.get(key, dict), f"{self.prefix}{key}.")
 
+    def value(self, key: str, default: object = None) -> Any:  # noqa: ANN401 - as the file has it
+        """Returns a value; null is the same as none."""
+        found = self.values.get(key)
+        return default if found is None else found
+
     def get(self, key: str, kind: type[T], default: T | None = None) -> T:
-        value = self.values.get(key, default)
+        value = self.value(key, default)
         if value is None:
             raise CheckpointError(
                 f"{self.file}: key {self.prefix}{key} is missing; it is not the config.json of a Mono-InternVL"
@@ -95,7 +100,7 @@ class _Reader:
         return value
 
     def require(self, key: str, expected: object, default: object) -> None:
-        value = self.values.get(key, default)
+        value = self.value(key, default)
         if value != expected:
             raise self.unsupported(key, json.dumps(expected), value)
 
@@ -144,11 +149,6 @@ def read_config(folder: Path) -> ModelConfig:
         (vision, "num_channels", 3),
     ):
         section.require(key, value, default=value)
-    # Dynamic scaling changes nothing up to max_position_embeddings, beyond which no bundle goes.
-    scaling = llm.values.get("rope_scaling")
-    if scaling is not None and (not isinstance(scaling, dict) or scaling.get("type") != "dynamic"):
-        raise llm.unsupported("rope_scaling", 'null or type "dynamic"', scaling)
-
     hidden, heads = llm.positive("hidden_size"), llm.positive("num_attention_heads")
     kv_heads = llm.positive("num_key_value_heads", heads)
     if hidden % heads or (hidden // heads) % 2:
@@ -176,7 +176,7 @@ def read_config(folder: Path) -> ModelConfig:
         num_key_value_heads=kv_heads,
         vocab_size=llm.positive("vocab_size"),
         rms_norm_eps=llm.get("rms_norm_eps", float),
-        rope_theta=llm.get("rope_theta", float),
+        rope_theta=_rope_theta(llm),
         max_position_embeddings=llm.positive("max_position_embeddings"),
         image_size=image_size,
         patch_size=patch,
@@ -188,3 +188,37 @@ def read_config(folder: Path) -> ModelConfig:
         min_tiles=min_tiles,
         max_tiles=max_tiles,
     )
+
+
+def _rope_theta(llm: _Reader) -> float:
+    """Reads the base of the rotary embedding: ``rope_theta``, or that of transformers 5's ``rope_parameters``.
+
+    These, and ``rope_scaling``, may scale the positions. Only dynamic scaling is left alone: it changes nothing up to
+    max_position_embeddings, beyond which no bundle goes.
+    """
+    kinds: dict[str, Any] = {}
+    thetas = {llm.prefix + "rope_theta": llm.get("rope_theta", float)} if llm.value("rope_theta") is not None else {}
+    supported = dict.fromkeys(("type", "rope_type"), ("dynamic", "default")) | {
+        "original_max_position_embeddings": (llm.value("max_position_embeddings"),),
+        "partial_rotary_factor": (1.0,),
+    }
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = _Reader(llm.file, llm.get(key, dict, {}), f"{llm.prefix}{key}.")
+        given = {name: value for name, value in rope.values.items() if value is not None}
+        for name, value in given.items():
+            if name == "rope_theta":
+                thetas[rope.prefix + name] = rope.get(name, float)
+            elif name == "factor" and not {"type", "rope_type"} & set(given):
+                raise rope.unsupported(name, "a rope_type beside it", value)
+            elif name != "factor" and value not in supported.get(name, ()):
+                raise rope.unsupported(name, " or ".join(map(json.dumps, supported.get(name, (None,)))), value)
+            elif name in ("type", "rope_type"):
+                kinds[rope.prefix + name] = value
+    for said in (kinds, thetas):
+        for key, value in said.items():
+            if value != (first := next(iter(said.values()))):
+                raise CheckpointError(
+                    f"{llm.file}: {key} = {json.dumps(value)} contradicts {next(iter(said))} = {json.dumps(first)}: "
+                    "take out the one that is wrong"
+                )
+    return next(iter(thetas.values())) if thetas else llm.get("rope_theta", float)

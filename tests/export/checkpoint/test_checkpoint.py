@@ -160,6 +160,26 @@ def test_config_with_a_byte_order_mark(checkpoint: Path) -> None:
         ("llm_config__bias", True, ["llm_config.bias = true"]),
         ("llm_config__tie_word_embeddings", True, ["llm_config.tie_word_embeddings"]),
         ("llm_config__rope_scaling", {"type": "linear", "factor": 2.0}, ["llm_config.rope_scaling", "linear"]),
+        *(
+            (f"llm_config__{key}", value, words)
+            for key in ("rope_scaling", "rope_parameters")
+            for value, words in (
+                ({"type": "linear", "factor": 2.0}, [f'{key}.type = "linear" is not supported, expected "dynamic" or']),
+                ({"rope_type": "linear", "factor": 2.0}, [f'{key}.rope_type = "linear"']),
+                ({"rope_type": "yarn"}, [f'{key}.rope_type = "yarn"']),
+                ({"rope_type": 2}, [f"{key}.rope_type = 2"]),
+                ({"factor": 2.0}, [f"{key}.factor = 2.0", "a rope_type beside it"]),
+                ({"rope_type": "default", "type": "dynamic"}, [f'{key}.type = "dynamic" contradicts', "rope_type"]),
+                ({"rope_type": "dynamic", "rope_theta": 5}, [f"{key}.rope_theta = 5.0 contradicts", "= 1000000.0"]),
+                ({"rope_type": "dynamic", "rope_theta": "5"}, [f"{key}.rope_theta should be float"]),
+                ({"rope_type": "dynamic", "partial_rotary_factor": 0.5}, ["partial_rotary_factor = 0.5"]),
+                ({"rope_type": "dynamic", "original_max_position_embeddings": 2048}, ["= 2048", "expected 32768"]),
+                ({"full_attention": {"rope_type": "default"}}, [f"{key}.full_attention = "]),
+                ("linear", [f"{key} should be dict"]),
+            )
+        ),
+        ("llm_config__rope_parameters", {"rope_type": "default"}, ["contradicts", 'rope_scaling.type = "dynamic"']),
+        ("llm_config__rope_theta", None, ["llm_config.rope_theta is missing"]),
         ("llm_config__num_attention_heads", 3, ["llm_config.num_attention_heads = 3", "128"]),
         ("llm_config__num_key_value_heads", 3, ["llm_config.num_key_value_heads = 3", "4"]),
         ("llm_config__hidden_size", "128", ['llm_config.hidden_size should be int, got "128"']),
@@ -186,6 +206,36 @@ def test_config_with_a_byte_order_mark(checkpoint: Path) -> None:
 def test_config_values(checkpoint: Path, key: str, value: object, words: list[str]) -> None:
     edit_config(checkpoint, **{key: value})
     refused(checkpoint, *words)
+
+
+@pytest.mark.parametrize("scaling", [{"rope_type": "dynamic", "factor": 2.0}, None])
+def test_config_as_transformers_5_writes_it(
+    checkpoint: Path, scaling: dict[str, object] | None, tmp_path: Path
+) -> None:
+    """Its own configuration class moves the values to their new keys; what is read stays what was read."""
+    transformers = pytest.importorskip("transformers", "5.0")
+    expected = read_config(checkpoint)
+    theirs = transformers.LlamaConfig(
+        rope_theta=1000000.0, max_position_embeddings=32768, **({"rope_scaling": scaling} if scaling else {})
+    ).to_dict()
+    assert "rope_scaling" not in theirs
+    rope = {"rope_parameters": theirs["rope_parameters"], "rope_theta": theirs.get("rope_theta")}
+    edit_config(checkpoint, llm_config__rope_scaling=None, **{f"llm_config__{key}": rope[key] for key in rope})
+    assert "rope_theta" not in json.loads((checkpoint / "config.json").read_text())["llm_config"]
+    assert read_config(checkpoint) == expected
+
+
+def test_null_is_none(checkpoint: Path) -> None:
+    """Where a key may be missing, null is the same; official configs have it for keys without a value."""
+    optional = ("bias", "hidden_act", "rope_scaling", "rope_parameters", "tie_word_embeddings", "num_key_value_heads")
+    root = ("pad2square", "force_image_size", "use_backbone_lora", "use_llm_lora", "min_dynamic_patch")
+    edit_config(checkpoint, llm_config__num_key_value_heads=4, min_dynamic_patch=1)
+    expected = read_config(checkpoint)
+    file = checkpoint / "config.json"
+    config = json.loads(file.read_text())
+    config["llm_config"] |= dict.fromkeys(optional)
+    file.write_text(json.dumps(config | dict.fromkeys(root)))
+    assert read_config(checkpoint) == expected
 
 
 def test_missing_tensor(checkpoint: Path) -> None:
