@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import stat
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -20,7 +21,13 @@ LARGEST = 256 << 20
 
 
 def user_path(text: str | Path) -> Path:
-    """Makes a path of what a user wrote; ``~name`` of a user who is not there stays a name like any other."""
+    """Makes a path of what a user wrote; ``~name`` of a user who is not there stays a name like any other.
+
+    Raises:
+        BundleError: neither a str nor a Path, as only a bundle can come here from an app.
+    """
+    if not isinstance(text, (str, os.PathLike)):
+        raise BundleError(f"expected a bundle's folder as a str or Path, got {text!r:.200}")
     return Path(os.path.expanduser(text))  # noqa: PTH111 - that of Path raises RuntimeError
 
 
@@ -42,6 +49,27 @@ def is_folder(path: Path, error: type[MonoedgeError] = BundleError) -> bool:
     """Whether a folder is there; raises as ``find`` does."""
     found = find(path, error)
     return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+def why_no_bundle(path: Path, manifest: str) -> str:
+    """Returns what a path leads to where a bundle's folder is expected, and what to do.
+
+    Args:
+        path: a folder without ``manifest``, or something else.
+        manifest: the name of a bundle's manifest.
+    """
+    export, found = "python -m export.onnx --ckpt", find(path)
+    if found is None and not path.is_absolute() and len(path.parts) == 2 and find(path.parent) is None:
+        return f"{path}: no such bundle; if it is a checkpoint of the hub, make one with: {export} {path} -o BUNDLE"
+    if found is None:
+        return f"{path}: no such bundle; make one with: {export} CKPT -o {shlex.quote(str(path))}"
+    if find(path.parent / manifest) is not None:
+        return f"{path} is a part of a bundle: name its folder, {path.parent}"
+    if not stat.S_ISDIR(found.st_mode):
+        return f"{path} is a file: expected a bundle's folder, which {export} CKPT -o BUNDLE makes"
+    if find(path / "config.json") is not None:
+        return f"{path} is a checkpoint: make a bundle of it with: {export} {shlex.quote(str(path))} -o BUNDLE"
+    return f"{path} is not a bundle: it has no {manifest}"
 
 
 def require_file(path: Path, error: type[MonoedgeError] = BundleError, remedy: str = "") -> os.stat_result:

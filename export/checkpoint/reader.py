@@ -18,6 +18,7 @@ from export.checkpoint.config import ModelConfig, read_config, read_json
 from export.checkpoint.templates import template
 from export.checkpoint.tokenizer import convert
 from export.errors import CheckpointError
+from runtime.bundle.manifest import MANIFEST
 from runtime.records import find, is_folder, require_file, user_path
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -37,6 +38,8 @@ def locate(checkpoint: str) -> Path:
     """
     folder = user_path(checkpoint)
     if is_folder(folder, CheckpointError):
+        if find(folder / MANIFEST, CheckpointError) and not find(folder / "config.json", CheckpointError):
+            raise CheckpointError(f"{checkpoint} is a bundle already: name the checkpoint that it was made from")
         return folder
     if find(folder, CheckpointError) is not None:
         raise CheckpointError(f"{checkpoint} is a file: expected the folder that holds config.json")

@@ -104,7 +104,7 @@ def open_backend(name: str | None, bundle: Bundle, threads: int | None) -> Backe
         OptionError: no backend of that name, or ``threads`` for one on a GPU.
         BackendError: it is not installed, or cannot run this bundle.
     """
-    if (name or DEFAULT) not in _BACKENDS:
+    if (name or DEFAULT) not in NAMES:
         raise OptionError(f"backend {name!r} is not known, expected one of: {', '.join(NAMES)}")
     module, class_name = _BACKENDS[name or DEFAULT]
     backend: Backend = getattr(importlib.import_module(module), class_name)(bundle, threads)

@@ -22,7 +22,7 @@ from runtime.bundle.manifest import (
     Manifest,
 )
 from runtime.errors import BundleError
-from runtime.records import find, is_folder, read_bytes, read_text, require_file, user_path
+from runtime.records import find, read_bytes, read_text, require_file, user_path, why_no_bundle
 
 Progress = Callable[[int], object]
 """Called with the number of bytes just read."""
@@ -49,15 +49,12 @@ class Bundle:
 
     def __init__(self, folder: str | Path, verify: bool = False, progress: Progress | None = None) -> None:
         self.folder = user_path(folder)
-        if not is_folder(self.folder):
-            raise BundleError(
-                f"{self.folder}: no such bundle; make one with: python -m export.onnx --ckpt CKPT -o {self.folder}"
-            )
+        find(self.folder)  # raises where that is not to be known
         for _ in range(_ATTEMPTS):
             self._seen: dict[str, tuple[int, ...]] = {}
             before = find(self.folder / MANIFEST)
             if before is None:
-                raise BundleError(f"{self.folder} is not a bundle: it has no {MANIFEST}")
+                raise BundleError(why_no_bundle(self.folder, MANIFEST))
             problem = None
             try:
                 self._read(verify, progress)

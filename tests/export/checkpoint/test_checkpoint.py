@@ -129,6 +129,10 @@ def test_file_instead_of_folder(checkpoint: Path) -> None:
     refused(checkpoint / "config.json", "is a file", "folder")
 
 
+def test_bundle_instead_of_a_checkpoint(tiny_v1_bundle: Path) -> None:
+    refused(tiny_v1_bundle, f"{tiny_v1_bundle} is a bundle already: name the checkpoint that it was made from")
+
+
 def test_folder_without_config(tmp_path: Path) -> None:
     refused(tmp_path, "config.json is missing")
 
@@ -169,7 +173,7 @@ def test_config_with_a_byte_order_mark(checkpoint: Path) -> None:
                 ({"rope_type": "yarn"}, [f'{key}.rope_type = "yarn"']),
                 ({"rope_type": 2}, [f"{key}.rope_type = 2"]),
                 ({"factor": 2.0}, [f"{key}.factor = 2.0", "a rope_type beside it"]),
-                ({"rope_type": "default", "type": "dynamic"}, [f'{key}.type = "dynamic" contradicts', "rope_type"]),
+                ({"type": "dynamic", "rope_type": "default"}, [f'{key}.rope_type = "default" contradicts', ".type"]),
                 ({"rope_type": "dynamic", "rope_theta": 5}, [f"{key}.rope_theta = 5.0 contradicts", "= 1000000.0"]),
                 ({"rope_type": "dynamic", "rope_theta": "5"}, [f"{key}.rope_theta should be float"]),
                 ({"rope_type": "dynamic", "partial_rotary_factor": 0.5}, ["partial_rotary_factor = 0.5"]),

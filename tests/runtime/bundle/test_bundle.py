@@ -64,6 +64,23 @@ def test_no_folder(tmp_path: Path) -> None:
     refused(tmp_path / "none", "no such bundle", "python -m export.onnx")
 
 
+@pytest.mark.parametrize("wrong", [5, True, b"bundle", ["bundle"], {"bundle": 1}])
+def test_what_is_no_path(wrong: object) -> None:
+    with pytest.raises(runtime.BundleError, match="expected a bundle's folder as a str or Path, got "):
+        runtime.load(wrong)  # type: ignore[arg-type] # as apps without types do
+
+
+def test_something_else_than_a_bundle(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in (MANIFEST, DECODER_GRAPH, "recording"):
+        refused(bundle / part, f"{bundle / part} is a part of a bundle: name its folder, {bundle}")
+    checkpoint = Path(__file__).resolve().parents[2] / "data/golden/tiny-v1/checkpoint"
+    refused(checkpoint, f"is a checkpoint: make a bundle of it with: python -m export.onnx --ckpt {checkpoint} -o ")
+    refused(checkpoint / "config.json", "config.json is a file: expected a bundle's folder")
+    monkeypatch.chdir(tmp_path)
+    refused(Path("OpenGVLab/Mono-InternVL-2B"), "export.onnx --ckpt OpenGVLab/Mono-InternVL-2B -o BUNDLE")
+    refused(tmp_path / "a b", f"export.onnx --ckpt CKPT -o '{tmp_path}/a b'")
+
+
 def test_no_manifest(tmp_path: Path) -> None:
     refused(tmp_path, "is not a bundle", MANIFEST)
 
@@ -364,5 +381,7 @@ def test_writer_leaves_nothing_when_the_disk_fills(tmp_path: Path) -> None:
 def test_unknown_backend_and_bad_threads(bundle: Path) -> None:
     with pytest.raises(runtime.OptionError, match="'magic' is not known, expected one of: onnxruntime"):
         runtime.load(bundle, backend="magic")
+    with pytest.raises(runtime.OptionError, match=r"backend \['onnxruntime'\] is not known"):
+        runtime.load(bundle, backend=["onnxruntime"])  # type: ignore[arg-type] # as apps without types do
     with pytest.raises(runtime.OptionError, match="threads"):
         runtime.load(bundle, threads=0)
