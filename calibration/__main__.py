@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtime.console.run import make_parser, need, run
+from runtime.console.run import MOST, make_parser, need, run
+from runtime.options import require_whole
 
 _DESCRIPTION = """\
 Makes a bundle whose text experts are INT8. Decoding then is faster, since it reads all their weights for each token.
@@ -46,15 +47,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _read_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Reads a command line. Bad options end the process with code 2."""
+    """Reads a command line. Bad options end the process with code 2; a number out of range raises OptionError."""
     parser = make_parser("calibration", _DESCRIPTION)
     _add_options(parser)
     arguments = parser.parse_args(argv)
     if sum(value is not None for value in (arguments.bundle, arguments.compare, arguments.inspect)) != 1:
         parser.error("expected one of --bundle, --compare and --inspect")
-    for option, least in (("samples", 1), ("test_samples", 1), ("seed", 0), ("max_new_tokens", 1)):
-        if getattr(arguments, option) < least:
-            parser.error(f"argument --{option.replace('_', '-')}: expected {least} or more")
+    for option in ("samples", "test_samples", "max_tiles", "max_new_tokens", "threads"):
+        require_whole(f"--{option.replace('_', '-')}", getattr(arguments, option), 1, MOST)
+    require_whole("--seed", arguments.seed, 0)
     if arguments.max_kl is not None and not arguments.max_kl > 0:
         parser.error("argument --max-kl: expected a number above 0")
     if arguments.inspect is None and arguments.data is None:

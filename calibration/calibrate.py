@@ -28,6 +28,7 @@ from export.writer import BundleWriter
 from runtime.bundle.manifest import CPU, QDQ, TOKENIZER
 from runtime.bundle.reader import Bundle
 from runtime.console.console import Console
+from runtime.console.files import require_output
 from runtime.model import load
 from runtime.records import find
 
@@ -98,6 +99,7 @@ def calibrate(
     Raises:
         CalibrationError: something does not fit, or the budget cannot be held. No bundle was written then.
         BundleError: the bundle cannot be written.
+        OptionError: the observations cannot be written.
         BackendError: ONNX Runtime cannot run the bundle.
     """
     source = apply_to or bundle
@@ -110,6 +112,7 @@ def calibrate(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CalibrationError(f"{folder} cannot be made: {error.strerror}") from None
+    require_output(file, "--record")
     weights = source_weights = DecoderWeights(bundle)
     matrices = choose_matrices(find_matrices(weights.model), options.experts, options.attention, options.lm_head)
     if apply_to is not None:

@@ -18,12 +18,13 @@ from calibration.trial.prober import Prober, check_examples
 from runtime.bundle.engines import next_command
 from runtime.bundle.reader import Bundle
 from runtime.console.console import Console
-from runtime.console.files import replaced
+from runtime.console.files import replaced, require_output
 from runtime.model import load
 
 
 def calibrate_bundle(arguments: argparse.Namespace) -> None:
     """Calibrates ``--bundle``, and writes the bundle ``-o``."""
+    _require_report(arguments.report)
     examples = _read(arguments.data, arguments)
     given = _read(arguments.test_data, arguments) if arguments.test_data is not None else None
     questions = draw(examples, arguments.samples, arguments.test_samples, arguments.seed, given)
@@ -42,6 +43,7 @@ def calibrate_bundle(arguments: argparse.Namespace) -> None:
 
 def compare_bundles(arguments: argparse.Namespace) -> None:
     """Measures how far the answers of the second bundle of ``--compare`` are from those of the first."""
+    _require_report(arguments.report)
     console = Console()
     tests = sample(_read(arguments.data, arguments), arguments.test_samples, arguments.seed)
     before, after = (
@@ -67,14 +69,23 @@ def _read(data: Path, arguments: argparse.Namespace) -> list[Example]:
     return read_examples(data, prompt, as_stored=arguments.as_stored)
 
 
+def _files(report: Path) -> tuple[Path, Path]:
+    return Path(f"{report}.json"), Path(f"{report}.html")
+
+
+def _require_report(report: Path | None) -> None:
+    for file in () if report is None else _files(report):
+        require_output(file, "--report")
+
+
 def _show(report: Report, path: Path | None, console: Console) -> None:
     """Shows a report, and writes its files where ``--report`` is given."""
     console.write(report.text() + "\n")
     if path is None:
         return
     try:
-        for ending, text in ((".json", report.json()), (".html", page(report))):
-            with replaced(path.with_name(path.name + ending)) as partial:
+        for file, text in zip(_files(path), (report.json(), page(report)), strict=True):
+            with replaced(file) as partial:
                 partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise CalibrationError(f"the report {path} cannot be written: {error.strerror}") from None

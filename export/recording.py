@@ -9,6 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from runtime.console.console import Console
+from runtime.console.files import require_new
 from runtime.console.run import make_parser, need, run
 
 _DESCRIPTION = """\
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise OptionError("--max-length is for the files of -o: name a folder for them")
     bundle = Bundle(arguments.bundle)
     if arguments.output is not None:
+        require_new(arguments.output)
         need("polygraphy")
         if bundle.manifest.precision == "bf16":
             need("torch")

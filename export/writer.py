@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from runtime.bundle.manifest import FORMAT, MANIFEST, FileRecord, Manifest
 from runtime.bundle.reader import Bundle, size_text
-from runtime.console.files import alone, put_in_place, recover, replaced, work_folder
+from runtime.console.files import alone, put_in_place, recover, replaced, require_place, work_folder
 from runtime.errors import BundleError
 from runtime.records import find, is_folder, read_text, user_path
 
@@ -56,7 +56,7 @@ class BundleWriter:
         overwrite: replace a bundle that is there already.
 
     Raises:
-        BundleError: the target exists, or is no bundle and so not ours to replace.
+        BundleError: the target exists, or is no bundle and so not ours to replace; or it cannot be made.
     """
 
     def __init__(self, target: Path, overwrite: bool = False) -> None:
@@ -70,6 +70,10 @@ class BundleWriter:
                 if overwrite
                 else f"{target} exists already: choose another folder, or add --overwrite"
             )
+        try:
+            require_place(self.target)
+        except OSError as error:
+            raise BundleError(f"{self.target} cannot be made: {error.strerror}") from None
         self._records: dict[str, FileRecord] = {}
         self._stack = ExitStack()
 

@@ -117,7 +117,7 @@ class AnswerOptions(SamplingOptions):
 
 
 def require_whole(name: str, value: object, least: int, most: int = _MOST) -> None:
-    """Checks that an option is a whole number from ``least`` to ``most``, or None.
+    """Checks that an option is a whole number from ``least`` to ``most``, or None: left out.
 
     Raises:
         OptionError: it is not.
@@ -125,7 +125,8 @@ def require_whole(name: str, value: object, least: int, most: int = _MOST) -> No
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if value is not None and not (whole and least <= value <= most):  # type: ignore[operator]
         bounds = f"of at least {least}" if most == _MOST else f"from {least} to {most}"
-        raise OptionError(f"{name} must be a whole number {bounds}, or None, got {value!r}")
+        nothing = "" if name.startswith("--") else ", or None"
+        raise OptionError(f"{name} must be a whole number {bounds}{nothing}, got {value!r:.100}")
 
 
 def _require_flag(name: str, value: object) -> None:

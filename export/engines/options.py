@@ -12,6 +12,10 @@ from runtime.bundle.manifest import Manifest
 from runtime.bundle.reader import sha256_of
 from runtime.bundle.targets import Target
 from runtime.errors import BackendError, BundleError, OptionError
+from runtime.options import require_whole
+
+_MOST_BATCH = 4096
+"""Of conversations computed at once. A thousandth of it fills a GPU; far beyond, TensorRT's shapes overflow."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def check_lengths(manifest: Manifest, max_length: int | None, max_batch: int) ->
     """Returns how many tokens the caches hold: ``max_length``, or as many as the bundle allows.
 
     Raises:
-        OptionError: ``max_length`` is more than the bundle allows, or a number is below 1.
+        OptionError: ``max_length`` is more than the bundle allows, or a number is out of range.
     """
     most = manifest.model.max_length
     if max_length is not None and not 1 <= max_length <= most:
@@ -93,8 +97,7 @@ def check_lengths(manifest: Manifest, max_length: int | None, max_batch: int) ->
             f"--max-length {max_length} does not fit: the bundle was exported with --max-length {most}, and takes 1 to "
             "that"
         )
-    if max_batch < 1:
-        raise OptionError(f"--max-batch must be 1 or more, got {max_batch}")
+    require_whole("--max-batch", max_batch, 1, _MOST_BATCH)
     return most if max_length is None else max_length
 
 
@@ -130,6 +133,6 @@ def choose_capability(target: Target, named: int | None, present: int | None, bu
         raise OptionError(
             "there is no GPU here: name the one of the device with --sm, as 87 for Orin, 89 for Ada or 110 for Thor"
         )
-    if chosen < 10:
+    if not 10 <= chosen < 1000:
         raise OptionError(f"--sm is a compute capability without its dot, as 87 for Orin's 8.7, got {chosen}")
     return chosen

@@ -22,10 +22,11 @@ from runtime.bench.record import Record, Workload
 from runtime.bench.table import case_table, context_table, decode_rates, header
 from runtime.bundle.reader import Bundle
 from runtime.console.console import Console
-from runtime.console.files import replaced
-from runtime.console.run import make_parser, run
+from runtime.console.files import replaced, require_output
+from runtime.console.run import MOST, make_parser, run
 from runtime.errors import MonoedgeError, OptionError
 from runtime.loaded import BUNDLE_VARIABLE
+from runtime.options import require_whole
 from runtime.records import is_folder, user_path
 
 _DESCRIPTION = """\
@@ -58,10 +59,9 @@ def main() -> None:
     arguments = _parser().parse_args()
     if not arguments.bundle:
         raise OptionError(f"expected --bundle DIR, or the environment variable {BUNDLE_VARIABLE}")
-    if arguments.json is not None and not arguments.json.parent.is_dir():
-        raise OptionError(f"--json: {arguments.json.parent} is not a folder: make it, or choose another")
-    if arguments.rounds < 1:
-        raise OptionError(f"--rounds: expected at least 1, got {arguments.rounds}")
+    if arguments.json is not None:
+        require_output(arguments.json, "--json")
+    require_whole("--rounds", arguments.rounds, 1, MOST)
     cases = _cases(arguments)
     contenders = [_Contender(text, arguments.backend, cases) for text in (arguments.bundle, *arguments.compare)]
 

@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from runtime.bench.machine import Memory
-from runtime.errors import MonoedgeError, OptionError
+from runtime.console.run import MOST
+from runtime.errors import MonoedgeError
+from runtime.options import require_whole
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,7 @@ class Workload:
     def __post_init__(self) -> None:
         least = {"text_tokens": 1, "tiles": 0, "new_tokens": 2, "warmup": 0, "repeats": 1, "threads": 1}
         for name, smallest in least.items():
-            value = getattr(self, name)
-            if value is not None and value < smallest:
-                raise OptionError(f"--{name.replace('_', '-')}: expected at least {smallest}, got {value}")
+            require_whole(f"--{name.replace('_', '-')}", getattr(self, name), smallest, MOST)
 
     def arguments(self) -> list[str]:
         """Returns the workload as options of a command line."""
@@ -64,7 +64,7 @@ def workload(arguments: argparse.Namespace) -> Workload:
     """Returns the workload of a command line.
 
     Raises:
-        OptionError: a number is too small.
+        OptionError: a number is out of range.
     """
     return Workload(**{field.name: getattr(arguments, field.name) for field in fields(Workload)})
 

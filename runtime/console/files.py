@@ -89,6 +89,59 @@ def replaced(path: Path) -> Iterator[Path]:
         flush(path.parent)
 
 
+def require_output(target: Path, option: str) -> None:
+    """Checks, before any work, that ``replaced`` could put a file in place.
+
+    Args:
+        target: the file.
+        option: what named it, for the message.
+
+    Raises:
+        OptionError: it is a folder, or its folder is not there or cannot be written to.
+    """
+    if not target.parent.is_dir():
+        raise OptionError(f"{option}: {target.parent} is not a folder: make it, or choose another")
+    if target.is_dir():
+        raise OptionError(f"{option}: {target} is a folder, expected the file to write")
+    try:
+        with work_folder(target):
+            pass
+    except OSError as error:
+        raise OptionError(f"{option}: {target} cannot be written: {error.strerror}") from None
+
+
+def require_new(target: Path) -> Path:
+    """Checks, before any work, that ``new_folder`` could make a folder; returns its absolute path.
+
+    Raises:
+        OptionError: the target exists.
+        MonoedgeError: it cannot be written.
+    """
+    target = user_path(target).absolute()
+    recover(target)
+    if os.path.lexists(target):
+        raise _exists(target)
+    try:
+        require_place(target)
+    except OSError as error:
+        raise MonoedgeError(f"{target} cannot be made: {error.strerror}") from None
+    return target
+
+
+def require_place(target: Path) -> None:
+    """Checks that something can be made where a folder is to be: in the first of its parents that is there.
+
+    Raises:
+        OSError: it cannot.
+    """
+    with work_folder(next(parent for parent in target.parents if parent.exists()) / target.name):
+        pass
+
+
+def _exists(target: Path) -> OptionError:
+    return OptionError(f"{target} exists already: choose another folder, or delete it first")
+
+
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """Gives a hidden folder beside the target, which becomes it at the end; whatever fails leaves nothing.
@@ -97,11 +150,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         OptionError: the target exists.
         MonoedgeError: it cannot be written.
     """
-    target = user_path(target).absolute()
-    recover(target)
-    exists = OptionError(f"{target} exists already: choose another folder, or delete it first")
-    if os.path.lexists(target):
-        raise exists
+    target = require_new(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with work_folder(target) as folder:
@@ -109,7 +158,7 @@ def new_folder(target: Path) -> Iterator[Path]:
             yield folder / "new"
             put_in_place(folder / "new", target)
     except FileExistsError:
-        raise exists from None
+        raise _exists(target) from None
     except OSError as error:
         raise MonoedgeError(f"writing {target} failed: {error.strerror or error}; nothing was kept") from None
 

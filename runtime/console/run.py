@@ -17,6 +17,9 @@ import runtime
 from runtime.errors import MonoedgeError, visible
 from runtime.packages import install_command
 
+MOST = 1_000_000
+"""Of what an option counts, where nothing else bounds it: more is a mistake, and nobody would see its end."""
+
 
 def run(main: Callable[[], None]) -> None:
     """Runs a command line's ``main`` and exits.

@@ -24,7 +24,7 @@ from export.errors import QuantizationError
 from export.quantized.weights import DecoderWeights
 from runtime.bundle.manifest import DECODER_WEIGHTS
 from runtime.bundle.reader import Bundle
-from runtime.errors import BackendError, BundleError, MonoedgeError
+from runtime.errors import BackendError, BundleError, MonoedgeError, OptionError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = ["--samples", "16", "--test-samples", "8", "--max-new-tokens", "8"]
@@ -294,7 +294,7 @@ def test_a_budget_keeps_the_worst_layer(shapes_bundle: Path, pairs: Path, tmp_pa
         (["--bundle", "{bundle}", "--mode", "w8a8", "--kv-cache"], QuantizationError, "form qdq is not: choose"),
         (["--bundle", "{portable}", "--kv-cache"], QuantizationError, "INT8 caches need graphs of opset 24"),
         (["--bundle", "{bundle}", "--record", "{strange}"], CalibrationError, "another bundle"),
-        (["--bundle", "{bundle}", "--max-tiles", "0"], MonoedgeError, "max_tiles"),
+        (["--bundle", "{bundle}", "--max-tiles", "0"], OptionError, "--max-tiles must be a whole number from 1"),
         (["--bundle", "{bundle}", "--max-new-tokens", "9000"], CalibrationError, "are more than the"),
         (["--bundle", "{bundle}", "--data", "{corrupt}"], CalibrationError, "corrupt.jsonl, line 2"),
     ],
@@ -332,6 +332,32 @@ def test_refusals(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("option", ["samples", "test-samples", "max-tiles", "max-new-tokens", "threads", "seed"])
+def test_numbers_have_bounds(option: str) -> None:
+    for number in (-1, 10**30):
+        with pytest.raises(OptionError, match=rf"^--{option} must be a whole number .*, got {number}$"):
+            main(["--inspect", "b", f"--{option}={number}"])
+
+
+def test_outputs_are_tried_before_the_work(tiny_v1_bundle: Path, pairs: Path, tmp_path: Path) -> None:
+    """Nothing is observed: where a file stands in the way, or a folder, or where the system lets nobody write."""
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "file").touch()
+    small = ["--data", str(pairs), *SMALL]
+    for options, words in (
+        (["--report", tmp_path / "folder"], "--report: .*/folder.json is a folder, expected the file to write"),
+        (["--report", tmp_path / "none/x"], "--report: .*/none is not a folder: make it"),
+        (["--report", "/proc/x"], "--report: /proc/x.json cannot be written: "),
+        (["--record", tmp_path], "--record: .* is a folder"),
+        (["-o", "/proc/x"], "/proc/x cannot be made: "),
+        (["-o", tmp_path / "file/x"], "/file/x cannot be made: Not a directory"),
+    ):
+        given = ["--bundle", tiny_v1_bundle, "-o", tmp_path / "out", *small, *options]
+        with pytest.raises(MonoedgeError, match=words):
+            main(list(map(str, given)))
+    assert {file.name for file in tmp_path.iterdir()} == {"folder.json", "file"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -339,7 +365,6 @@ def test_refusals(
         (["--bundle", "b", "--inspect", "x"], "expected one of --bundle, --compare and --inspect"),
         (["--bundle", "b", "-o", "c"], "--data is needed"),
         (["--bundle", "b", "--data", "d"], "-o is needed"),
-        (["--inspect", "b", "--samples", "0"], "--samples: expected 1 or more"),
         (["--inspect", "b", "--max-kl", "0"], "--max-kl: expected a number above 0"),
         (["--inspect", "b", "--smoothing", "2"], "expected auto, off or an exponent from 0 to 1, got '2'"),
         (["--inspect", "b", "--mode", "w4a16"], "invalid choice"),

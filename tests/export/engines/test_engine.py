@@ -167,7 +167,12 @@ def test_interrupted_build_leaves_nothing(rtx: None, bundle: Path, library: Path
         (["--target", "trt-rtx", "--sm", "75"], "the bundle is bf16, which SM 75 does not compute in"),
         (["--target", "trt-rtx", "--sm", "89", "--max-length", "9999"], "--max-length 9999 does not fit: the bundle"),
         (["--target", "trt-rtx", "--sm", "89", "--max-length", "0"], "--max-length 0 does not fit"),
-        (["--target", "trt-rtx", "--sm", "89", "--max-batch", "0"], "--max-batch must be 1 or more, got 0"),
+        (
+            ["--target", "trt-rtx", "--sm", "89", "--max-batch", "0"],
+            "--max-batch must be a whole number from 1 to 4096",
+        ),
+        (["--target", "trt-rtx", "--sm", "89", "--max-batch", "9" * 30], "--max-batch must be a whole number from 1"),
+        (["--target", "trt", "--print-trtexec", "--sm", "9999"], "without its dot"),
         (["--target", "trt-rtx", "--sm", "89", "--plugin", "/no/lib.so"], "--plugin /no/lib.so: no such file"),
         (["--target", "trt-rtx", "--sm", "89", "--timing-cache", "x"], "--timing-cache is for builds with --target"),
         (["--target", "trt-rtx", "--sm", "89", "--print-trtexec"], "leave out --print-trtexec"),

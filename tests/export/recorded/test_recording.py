@@ -408,6 +408,13 @@ def test_polygraphy_with_our_plugins(polygraphy: None, library: Path) -> None:
     assert "FusedMoE" in result.stdout.splitlines()[-1], result.stderr
 
 
+def test_the_folder_is_tried_before_the_recording(polygraphy: None, copy: Path) -> None:
+    before = (copy / MADE_OF).stat()
+    with pytest.raises(MonoedgeError, match="/proc/x cannot be made: "):
+        main(["--bundle", str(copy), "--overwrite", "-o", "/proc/x"])
+    assert (copy / MADE_OF).stat() == before
+
+
 def test_refused(copy: Path, tmp_path: Path) -> None:
     files = tmp_path / "files"
     with pytest.raises(OptionError, match="--max-length 9 does not fit: the recorded call has"):

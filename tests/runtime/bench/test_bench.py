@@ -87,16 +87,22 @@ def test_cold_runs_and_threads_reach_the_processes(tiny_v1_bundle):
         (["--bundle", "{bundle}", "--compare", "no-such-program -v"], "no program 'no-such-program' is here"),
         (["--bundle", "{bundle}", "--compare", "say 'it"], "is no command (No closing quotation)"),
         (["--bundle", "{bundle}", "--json", "no-such-folder/x"], "--json: no-such-folder is not a folder"),
-        (["--bundle", "{bundle}", "--rounds", "0"], "--rounds: expected at least 1, got 0"),
-        (["--bundle", "{bundle}", "--tiles", "-1"], "--tiles: expected at least 0, got -1"),
-        (["--bundle", "{bundle}", "--new-tokens", "1"], "--new-tokens: expected at least 2, got 1"),
+        (["--bundle", "{bundle}", "--rounds", "0"], "--rounds must be a whole number from 1 to 1000000, got 0"),
+        (["--bundle", "{bundle}", "--tiles", "-1"], "--tiles must be a whole number from 0 to 1000000, got -1"),
+        (["--bundle", "{bundle}", "--new-tokens", "1"], "--new-tokens must be a whole number from 2 to 1000000, got 1"),
+        (
+            ["--bundle", "{bundle}", "--repeats", "9" * 30],
+            "--repeats must be a whole number from 1 to 1000000",
+        ),
+        (["--bundle", "{bundle}", "--json", "{bundle}"], "--json: {bundle} is a folder, expected the file to write"),
+        (["--bundle", "{bundle}", "--json", "/proc/x"], "--json: /proc/x cannot be written: "),
         (["--bundle", "{bundle}", "--tiles"], "nothing to measure: give --tiles or --context a number"),
     ],
 )
 def test_mistakes_are_told_in_one_line(tiny_v1_bundle, tmp_path, arguments, told):
     done = bench(*(word.format(bundle=tiny_v1_bundle) for word in arguments), cwd=tmp_path)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert told.format(bundle=tiny_v1_bundle) in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
