@@ -8,7 +8,6 @@ folder away.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
@@ -18,21 +17,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from runtime.console.rename import OLD, exchange, rename_free
 from runtime.errors import MonoedgeError, OptionError
 from runtime.records import user_path
 
-_NOREPLACE, _EXCHANGE = 1, 2
-"""Flags of Linux's ``renameat2``, from ``<linux/fs.h>``."""
-
-_AT_FDCWD = -100
-
-_OLD = "old"
-"""In a hidden folder, what stood in the target's place, where file systems cannot exchange two folders in one step."""
-
 _LOCK = "lock"
 """In a hidden folder, the file that its run holds locked."""
-
-_RENAMEAT2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
 
 
 def recover(target: Path) -> None:
@@ -43,7 +33,7 @@ def recover(target: Path) -> None:
                 # Another's, in use, or gone by now.
                 with contextlib.suppress(OSError), _locked(folder / _LOCK, os.O_RDWR):
                     with contextlib.suppress(OSError):
-                        _rename_free(folder / _OLD, target)
+                        rename_free(folder / OLD, target)
                     _remove(folder)
                 # A run that is killed before it has a lock, or after, leaves an empty one.
                 with contextlib.suppress(OSError):
@@ -178,16 +168,16 @@ def put_in_place(made: Path, target: Path, is_ours: Callable[[Path], bool] = lam
     _flush_all(made)
     while True:
         try:
-            _rename_free(made, target)
+            rename_free(made, target)
             break
         except FileExistsError:
             if not is_ours(target):
                 raise
         with contextlib.suppress(FileNotFoundError):  # gone by now
-            _exchange(made, target)
+            exchange(made, target)
             if is_ours(made):
                 break
-            _exchange(made, target)  # another came in between
+            exchange(made, target)  # another came in between
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     flush(target.parent)
 
@@ -251,48 +241,6 @@ def _locked(path: Path, flags: int, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _rename_free(old: Path, new: Path) -> None:
-    """Renames a folder to a name that must be free.
-
-    Raises:
-        FileExistsError: it is not.
-    """
-    if not _renameat2(old, new, _NOREPLACE):
-        old.stat()
-        new.mkdir()
-        try:
-            old.rename(new)  # over the empty folder, in one step
-        except OSError:
-            with contextlib.suppress(OSError):
-                new.rmdir()
-            raise
-
-
-def _exchange(made: Path, target: Path) -> None:
-    """Exchanges two folders: in one step where the system can, so that the target's name is never empty."""
-    if not _renameat2(made, target, _EXCHANGE):
-        old = made.with_name(_OLD)
-        target.rename(old)
-        try:
-            made.rename(target)
-        except OSError:
-            old.rename(target)
-            raise
-        old.rename(made)
-
-
-def _renameat2(old: Path, new: Path, flag: int) -> bool:
-    """Renames with a flag; false where the system or the file system does not know it."""
-    if _RENAMEAT2 is None:
-        return False
-    if _RENAMEAT2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), flag) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-        return False
-    raise OSError(code, os.strerror(code), str(old), None, str(new))
 
 
 def _flush_all(path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.console import files
+from runtime.console import rename
 from runtime.console.files import new_folder, put_in_place, replaced, work_folder
 from runtime.errors import OptionError
 
@@ -43,7 +43,7 @@ def killed(target: Path, body: str = "pass") -> None:
 def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A system that can exchange two folders in one step, and one that cannot."""
     if request.param == "without renameat2":
-        monkeypatch.setattr(files, "_RENAMEAT2", None)
+        monkeypatch.setattr(rename, "_RENAMEAT2", None)
 
 
 @pytest.mark.usefixtures("system")
