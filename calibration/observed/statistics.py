@@ -53,35 +53,34 @@ class Statistics:
         self.priorities = np.empty(0, np.uint64)
 
     def update(self, rows: npt.NDArray[np.floating], priorities: npt.NDArray[np.uint64]) -> bool:
-        """Adds rows.
-
-        Args:
-            rows: [n, channels].
-            priorities: of each row, [n].
-
-        Returns:
-            False if a value is not finite. No row was added then.
-        """
+        """Adds rows [n, channels] with their priorities [n]; if a value is not finite, adds none and returns False."""
         if not len(rows):
             return True
         rows = rows.astype(np.float32, copy=False)
-        low, high = rows.min(axis=0), rows.max(axis=0)
-        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        new = Statistics(self.channels, len(rows))
+        new.low, new.high = rows.min(axis=0), rows.max(axis=0)
+        if not (np.isfinite(new.low).all() and np.isfinite(new.high).all()):
             return False
-        self.low = np.minimum(self.low, low) if self.rows else low
-        self.high = np.maximum(self.high, high) if self.rows else high
-        self.squares += np.einsum("rc,rc->c", rows, rows, dtype=np.float64)
-        self.rows += len(rows)
+        new.squares = np.einsum("rc,rc->c", rows, rows, dtype=np.float64)
         room = sampled_rows(self.channels)
-        if len(self.sample) == room:
-            better = priorities < self.priorities[-1]
-            rows, priorities = rows[better], priorities[better]
-        if len(rows):
-            joined = np.concatenate([self.priorities, priorities])
+        better = priorities < self.priorities[-1] if len(self.sample) == room else slice(None)
+        new.sample, new.priorities = rows[better], priorities[better]
+        self.join(new, room)
+        return True
+
+    def join(self, other: Statistics, room: int | None = None) -> None:
+        """Adds what others saw. The sample keeps ``room`` rows, or all."""
+        if not other.rows:
+            return
+        self.low = np.minimum(self.low, other.low) if self.rows else other.low
+        self.high = np.maximum(self.high, other.high) if self.rows else other.high
+        self.squares = self.squares + other.squares
+        self.rows += other.rows
+        if len(other.sample):
+            joined = np.concatenate([self.priorities, other.priorities])
             order = np.argsort(joined, kind="stable")[:room]
             self.priorities = joined[order]
-            self.sample = np.concatenate([self.sample, rows])[order]
-        return True
+            self.sample = np.concatenate([self.sample, other.sample])[order]
 
     @property
     def absmax(self) -> Rows:
@@ -153,20 +152,11 @@ def nothing(channels: int) -> tuple[Observed, ...]:
 
 def merged(halves: Sequence[Observed]) -> Observed:
     """Joins both halves, samples included."""
-    phases = []
-    for pieces in zip(*((half.prompt, half.generated) for half in halves), strict=True):
-        whole = Statistics(pieces[0].channels, sum(piece.rows for piece in pieces))
-        seen = [piece for piece in pieces if piece.rows]
-        if seen:
-            whole.low = np.minimum.reduce([piece.low for piece in seen])
-            whole.high = np.maximum.reduce([piece.high for piece in seen])
-            whole.squares = np.sum([piece.squares for piece in seen], axis=0)
-            joined = np.concatenate([piece.priorities for piece in seen])
-            order = np.argsort(joined, kind="stable")
-            whole.priorities = joined[order]
-            whole.sample = np.concatenate([piece.sample for piece in seen])[order]
-        phases.append(whole)
-    return Observed(*phases)
+    whole, _ = nothing(halves[0].prompt.channels)
+    for half in halves:
+        whole.prompt.join(half.prompt)
+        whole.generated.join(half.generated)
+    return whole
 
 
 def priorities(seed: int, example: int, phase: int, piece: int, rows: int) -> npt.NDArray[np.uint64]:
