@@ -70,7 +70,7 @@ class Options(Choice):
         """Returns the options as the report lists them."""
         names = ("mode", "form", "experts", "attention", "lm_head", "kv_cache", "weights", "activations", "smoothing")
         values = {name: getattr(self, name) for name in (*names, "max_kl", "seed")}
-        return values | {"form": form, "activations": self.rule.activations}
+        return values | {"form": form, "activations": self.method}
 
 
 def calibrate(

@@ -12,18 +12,7 @@ from calibration import CalibrationError
 from calibration.observed.record import Record
 from calibration.observed.statistics import Observed, merged, outliers
 from calibration.scales.clipping import weight_scale
-from calibration.scales.smooth import (
-    EXPONENTS,
-    SEARCH_ROWS,
-    Candidate,
-    Rule,
-    Smoothed,
-    input_scale,
-    output_squares,
-    relative,
-    search,
-    weighting,
-)
+from calibration.scales.smooth import Candidate, Smoothed, input_scale, output_squares, relative, search, weighting
 from export.passes.int8_caches import CachePlan
 from export.quantized.plan import MatrixPlan, QuantizationPlan, Smoothing
 from export.quantized.quantizable import Matrix
@@ -33,6 +22,12 @@ from export.quantized.weights import DecoderWeights
 HEADROOM = np.float32(1.25)
 """Values of a cache are clipped at the largest observed magnitude times this. A clipped key costs far more than steps
 that are a quarter wider (``docs/performance.md``)."""
+
+EXPONENTS = tuple(np.linspace(0, 1, 11).round(2).tolist())
+"""Those that ``auto`` smoothing chooses from."""
+
+SEARCH_ROWS = 256
+"""How many rows of a matrix the search of smoothing uses."""
 
 SAMPLE = 256
 """How many rows of activations of each phase the reported errors are computed with."""
@@ -55,9 +50,9 @@ class Choice:
     smoothing: Literal["auto", "off"] | float = "auto"
 
     @property
-    def rule(self) -> Rule:
-        """The choice as it applies to one matrix."""
-        return Rule(self.weights == "mse", self.activations if self.mode == "w8a8" else None)
+    def method(self) -> str | None:
+        """How activations are clipped; None where they are not quantized."""
+        return self.activations if self.mode == "w8a8" else None
 
     @property
     def exponents(self) -> tuple[float, ...]:
@@ -141,7 +136,7 @@ def choose(
                 smoothings.append(smoothing)
                 smoothed = weights.smoothed([smoothing])
         for matrix in members:
-            plan, report = _matrix(matrix, candidates, found, weights, smoothed, choice.rule)
+            plan, report = _matrix(matrix, candidates, found, weights, smoothed, choice)
             plans.append(plan)
             reports.append(report)
             progress(1)
@@ -164,7 +159,7 @@ def _smooth(layer: int, candidates: dict[str, Candidate], choice: Choice, found:
         members = [name for name in candidates if name.endswith(ending)]
         # The visual expert's gate and up take the inverse of the norm's factors, even where they are not quantized.
         powers = group == "gate_up" and len(members) == 1
-        smoothed = search([candidates[name] for name in members], choice.rule, choice.exponents, powers)
+        smoothed = search([candidates[name] for name in members], choice.method is not None, choice.exponents, powers)
         factors[group] = smoothed.factor
         found |= dict.fromkeys(members, smoothed)
     return Smoothing(layer, **factors)
@@ -187,15 +182,15 @@ def _matrix(
     found: dict[str, Smoothed],
     plain: DecoderWeights,
     smoothed: DecoderWeights,
-    rule: Rule,
+    choice: Choice,
 ) -> tuple[MatrixPlan, MatrixReport]:
     """Makes the plan of one matrix, and its figures, block by block."""
     candidate, smoothing = candidates[matrix.name], found.get(matrix.name, Smoothed())
     observed, factor = candidate.observed, smoothing.over(matrix.channels)
-    weights = weighting(observed, factor, rule)
+    weights = weighting(observed, factor) if choice.weights == "mse" else None
     # Nothing reaches the visual expert of the last layer. Its activations take the text expert's scale.
     reached = candidate if observed.rows else candidates.get(matrix.name.replace("visual_", "text_"), candidate)
-    activations = input_scale(reached, smoothing, rule)
+    activations = input_scale(reached, smoothing, choice.method) if choice.method else None
     # Rows of up are divided by the factor of down. Their error is computed at their size before that.
     down = found.get(matrix.name.replace("gate_up", "down"), Smoothed()) if "gate_up" in matrix.name else Smoothed()
     sizes = None if down.factor is None else np.concatenate([np.ones_like(down.factor), down.factor])
@@ -208,23 +203,16 @@ def _matrix(
         sums += output_squares(exact, quantized, observed, factor, activations, SAMPLE)
         scales.append(scale)
         start += len(block)
-    plan = MatrixPlan(matrix.name, np.concatenate(scales), activations)
-    return plan, _report(matrix, observed, factor, plan, relative(sums), smoothing.exponent)
-
-
-def _report(
-    matrix: Matrix, observed: Observed, factor: Floats, plan: MatrixPlan, error: float, exponent: float | None
-) -> MatrixReport:
-    absmax, phases = observed.absmax, observed.phases
-    most = float((absmax / factor).max())
-    return MatrixReport(
+    most = float((observed.absmax / factor).max())
+    report = MatrixReport(
         name=matrix.name,
         layer=matrix.layer,
-        exponent=exponent,
-        error=error,
-        low=min((float(phase.low.min()) for phase in phases), default=0.0),
-        high=max((float(phase.high.max()) for phase in phases), default=0.0),
-        outliers=outliers(absmax) or 1.0,
-        reach=LARGEST * plan.input_scale / most if plan.input_scale and most else None,
+        exponent=smoothing.exponent,
+        error=relative(sums),
+        low=min((float(phase.low.min()) for phase in observed.phases), default=0.0),
+        high=max((float(phase.high.max()) for phase in observed.phases), default=0.0),
+        outliers=outliers(observed.absmax) or 1.0,
+        reach=LARGEST * activations / most if activations and most else None,
         rows=(observed.prompt.rows, observed.generated.rows),
     )
+    return MatrixPlan(matrix.name, np.concatenate(scales), activations), report

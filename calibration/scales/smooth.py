@@ -17,13 +17,8 @@ from calibration.observed.statistics import Observed
 from calibration.scales.clipping import Weighting, activation_scale, fake_quantized
 from export.quantized.quantize import LARGEST, Floats, absmax_scale, quantize
 
-EXPONENTS = tuple(np.linspace(0, 1, 11).round(2).tolist())
-
-SEARCH_ROWS, SEARCH_SAMPLE = 256, 64
-"""How many rows of a matrix, and rows of activations of each phase, the search uses."""
-
-WEIGHTING_ROWS = 128
-"""How many rows of activations of each phase the search of weights' scales uses."""
+SEARCH_SAMPLE, WEIGHTING_ROWS = 64, 128
+"""How many rows of activations of each phase the searches use: of smoothing, and of the weights' scales."""
 
 PAYS = 0.8
 """Smoothing must leave less than this fraction of the error. A smaller gain is as likely to be a loss on other data."""
@@ -79,19 +74,6 @@ class Smoothed:
         return np.ones(channels, np.float32) if factor is None else factor
 
 
-@dataclass(frozen=True)
-class Rule:
-    """How a matrix will be quantized.
-
-    Attributes:
-        clipping: whether the weights' scales are searched for the least error, or taken from the absmax of each row.
-        activations: one of ``calibration.scales.clipping.METHODS``; None where activations are not quantized.
-    """
-
-    clipping: bool
-    activations: str | None
-
-
 def factors(absmax: Floats, largest: Floats, exponent: float, powers: bool) -> Floats:
     """Computes the factors of one exponent, [in]; 1 for channels without activations or weights.
 
@@ -114,15 +96,14 @@ def factors(absmax: Floats, largest: Floats, exponent: float, powers: bool) -> F
 def smoothed(candidates: Sequence[Candidate], exponent: float, powers: bool) -> Smoothed:
     """Computes the smoothing of matrices that share their activations, as ``factors`` does."""
     largest = np.maximum.reduce([item.largest for item in candidates])
+    whole, *halves = (
+        factors(np.maximum.reduce([observed.absmax for observed in shared]), largest, exponent, powers)
+        for shared in zip(*((item.observed, *item.halves) for item in candidates), strict=True)
+    )
+    return Smoothed(exponent, whole, tuple(halves))
 
-    def over(observed: Sequence[Observed]) -> Floats:
-        return factors(np.maximum.reduce([item.absmax for item in observed]), largest, exponent, powers)
 
-    halves = zip(*(item.halves for item in candidates), strict=True)
-    return Smoothed(exponent, over([item.observed for item in candidates]), tuple(map(over, halves)))
-
-
-def search(candidates: Sequence[Candidate], rule: Rule, exponents: Sequence[float], powers: bool) -> Smoothed:
+def search(candidates: Sequence[Candidate], activations: bool, exponents: Sequence[float], powers: bool) -> Smoothed:
     """Finds the smoothing with the least error for matrices that share their activations; see ``PAYS``.
 
     Factors from one half of the examples are tried on the other half. Otherwise channels that are small in one half
@@ -130,7 +111,7 @@ def search(candidates: Sequence[Candidate], rule: Rule, exponents: Sequence[floa
 
     Args:
         candidates: the down matrix of one expert, or gate and up of both.
-        rule: how they will be quantized.
+        activations: whether activations will be quantized too.
         exponents: to choose from. A single one is always taken.
         powers: whether factors are powers of two.
     """
@@ -139,7 +120,7 @@ def search(candidates: Sequence[Candidate], rule: Rule, exponents: Sequence[floa
     if len(choices) <= 1:
         return choices[0] if choices else Smoothed()
     # Nothing is clipped here: the gain of clipping is about the same with every exponent.
-    part = 1.0 if rule.activations else None
+    part = 1.0 if activations else None
     none, *errors = (
         float(np.mean([_error(item, choice, part, quantized=True) for item in seen]))
         for choice in [Smoothed(), *choices]
@@ -149,14 +130,7 @@ def search(candidates: Sequence[Candidate], rule: Rule, exponents: Sequence[floa
 
 
 def _error(matrix: Candidate, choice: Smoothed, part: float | None, quantized: bool) -> float:
-    """Computes the relative error of a matrix's output after smoothing.
-
-    Args:
-        matrix: of which rows are tried.
-        choice: the smoothing.
-        part: activations are clipped at this fraction of the largest magnitude; None where they are not quantized.
-        quantized: whether the smoothed weights are quantized, without clipping.
-    """
+    """Computes the relative error of the output, with activations clipped at ``part`` of the largest, or exact."""
     errors = []
     for half, seen, other in matrix.tries:
         factor = choice.over(matrix.weight.shape[1], half)
@@ -169,22 +143,18 @@ def _error(matrix: Candidate, choice: Smoothed, part: float | None, quantized: b
     return float(np.mean(errors))
 
 
-def weighting(observed: Observed, factor: Floats, rule: Rule) -> Weighting | None:
-    """Returns the weights of errors in smoothed weights; None where the weights' scales are not searched."""
-    if not rule.clipping:
-        return None
+def weighting(observed: Observed, factor: Floats) -> Weighting:
+    """Returns the weights of errors in smoothed weights."""
     rows = observed.weighted_rows(WEIGHTING_ROWS) / factor
     return Weighting(observed.importance / factor.astype(np.float64) ** 2, rows)
 
 
-def input_scale(matrix: Candidate, choice: Smoothed, rule: Rule) -> float | None:
-    """Chooses the scale of smoothed activations; None where they are not quantized."""
-    if rule.activations is None:
-        return None
+def input_scale(matrix: Candidate, choice: Smoothed, method: str) -> float:
+    """Chooses the scale of smoothed activations by one of ``calibration.scales.clipping.METHODS``."""
     factor = choice.over(matrix.weight.shape[1])
     sample = np.concatenate([matrix.observed.prompt.sample, matrix.observed.generated.sample])
     values, largest = np.divide(sample, factor, dtype=np.float32), float((matrix.observed.absmax / factor).max())
-    return activation_scale(values, largest, rule.activations, lambda part: _error(matrix, choice, part, False))
+    return activation_scale(values, largest, method, lambda part: _error(matrix, choice, part, False))
 
 
 def output_squares(

@@ -9,7 +9,8 @@ import pytest
 
 from calibration.data import read_examples
 from calibration.observed.statistics import merged, nothing, priorities
-from calibration.scales.smooth import EXPONENTS, Candidate, Rule, factors, search
+from calibration.scales.choose import EXPONENTS
+from calibration.scales.smooth import Candidate, factors, search
 from export.quantized.plan import Smoothing
 from export.quantized.weights import DecoderWeights
 from runtime.backends.graph import GraphInMemory
@@ -54,13 +55,12 @@ def test_channels_that_are_never_used_stay() -> None:
 
 
 def test_outliers_are_smoothed_where_activations_are_quantized() -> None:
-    rule = Rule(clipping=True, activations="mse")
-    assert search([candidate(outlier=200)], rule, EXPONENTS, powers=False).exponent is not None
-    chosen = search([candidate(outlier=200)], rule, EXPONENTS, powers=True)
+    assert search([candidate(outlier=200)], True, EXPONENTS, powers=False).exponent is not None
+    chosen = search([candidate(outlier=200)], True, EXPONENTS, powers=True)
     assert chosen.factor is not None
     assert chosen.factor[5] > 8 * np.median(chosen.factor)
-    assert search([candidate(outlier=200)], rule, (), powers=True).factor is None
-    assert search([candidate()], rule, (0.7,), powers=True).exponent == 0.7
+    assert search([candidate(outlier=200)], True, (), powers=True).factor is None
+    assert search([candidate()], True, (0.7,), powers=True).exponent == 0.7
 
 
 def smoothing(bundle: Bundle, powers: bool, visual: bool) -> list[Smoothing]:
@@ -115,10 +115,9 @@ def test_channels_that_are_small_in_one_half_are_smoothed_little() -> None:
         rows = generator.normal(size=(200, 64)).astype(np.float32) * np.where(generator.random(64) < 0.3, 30, 0.1)
         half.prompt.update(rows.astype(np.float32), priorities(0, index, 0, 0, 200))
     item = Candidate(weight, np.abs(weight).max(axis=0), merged(halves), halves)
-    rule = Rule(clipping=True, activations="mse")
-    careful = search([item], rule, EXPONENTS, powers=False)
+    careful = search([item], True, EXPONENTS, powers=False)
     assert careful.exponent is None or careful.exponent <= 0.3
     careless = Candidate(item.weight, item.largest, item.observed, (item.observed, nothing(64)[0]))
-    exponent = search([careless], rule, EXPONENTS, powers=False).exponent
+    exponent = search([careless], True, EXPONENTS, powers=False).exponent
     assert exponent is not None
     assert exponent >= 0.5
