@@ -57,7 +57,7 @@ def main() -> None:
     if arguments.system is not None:
         options["system"] = arguments.system
     if question is None:
-        Chat(model, terminal, list(zip(arguments.image, images, strict=True)), arguments.stats, options).run()
+        Chat(model, terminal, arguments.stats, options).run(zip(arguments.image, images, strict=True))
         return
     answer = model.session(images, question, **options).answer
     terminal.stream(answer)
@@ -98,15 +98,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns the options of ``Session`` that were given."""
-    given = {name: value for name in _SAMPLING if (value := getattr(arguments, name)) is not None}
-    if given and not arguments.sample:
-        raise OptionError(f"--{next(iter(given)).replace('_', '-')} does nothing without --sample: add it")
-    options: dict[str, Any] = {"do_sample": arguments.sample, "stop": arguments.stop, **given}
-    options["as_stored"] = arguments.as_stored
-    for name in ("max_new_tokens", "max_tiles", "repetition_penalty"):
-        if getattr(arguments, name) is not None:
-            options[name] = getattr(arguments, name)
-    return options
+    names = (*_SAMPLING, "max_new_tokens", "max_tiles", "repetition_penalty")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    if not arguments.sample and (idle := [name for name in _SAMPLING if name in given]):
+        raise OptionError(f"--{idle[0].replace('_', '-')} does nothing without --sample: add it")
+    return {"do_sample": arguments.sample, "stop": arguments.stop, "as_stored": arguments.as_stored, **given}
 
 
 def _load(arguments: argparse.Namespace, terminal: Terminal) -> Model:

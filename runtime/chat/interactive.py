@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from PIL.Image import Image
 
 from runtime.answer import Answer
+from runtime.chat.interrupts import Interrupts
 from runtime.chat.terminal import Terminal
-from runtime.console.interrupts import Interrupts
 from runtime.errors import MonoedgeError, OptionError
 from runtime.images.load import load_image
 from runtime.model import Model
@@ -28,36 +29,26 @@ class Chat:
     Args:
         model: the loaded bundle that answers.
         terminal: where questions come from and answers go.
-        images: images for the first question, with their names.
         show_stats: whether stats are shown after every answer, not only on ``/stats``.
         options: options of ``Session``.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        terminal: Terminal,
-        images: list[tuple[str, Image]],
-        show_stats: bool,
-        options: dict[str, Any],
-    ) -> None:
-        self._model, self._terminal, self._options = model, terminal, options
-        self._show_stats = show_stats
+    def __init__(self, model: Model, terminal: Terminal, show_stats: bool, options: dict[str, Any]) -> None:
+        self._model, self._terminal, self._show_stats, self._options = model, terminal, show_stats, options
         self._images: list[Image] = []
-        self._first_images = images
         self._session = model.session(**options)
         self._answer: Answer | None = None
         self._interrupts = Interrupts()
 
-    def run(self) -> None:
-        """Talks until the person leaves."""
+    def run(self, images: Iterable[tuple[str, Image]]) -> None:
+        """Talks until the person leaves. The images, with their names, go with the first question."""
         manifest = self._model.bundle.manifest
         self._terminal.say(
             f"{manifest.name}: Mono-InternVL {manifest.model.version}, {manifest.precision}, on "
             f"{self._model.backend.description}; up to {self._model.max_length} tokens\n"
             "/image PATH adds an image, /help lists the commands, Ctrl-D leaves"
         )
-        for path, image in self._first_images:
+        for path, image in images:
             self._add_image(path, image)
         while True:
             try:
@@ -85,7 +76,8 @@ class Chat:
                 self._terminal.say(f"error: {error}")
 
     def _ask(self, question: str) -> None:
-        answer = self._interrupts.watch(self._session.ask(question, self._images))
+        answer = self._session.ask(question, self._images)
+        self._interrupts.watch(answer)
         self._images, self._answer = [], answer
         self._terminal.stream(answer)
         if answer.finish_reason == "cancelled":

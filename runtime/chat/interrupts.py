@@ -6,48 +6,37 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from types import FrameType
-from typing import Protocol, TypeVar
 
-
-class Cancellable(Protocol):
-    """Work that can be ended early."""
-
-    def cancel(self) -> None:
-        """Ends it as soon as its caches are whole."""
-
-
-C = TypeVar("C", bound=Cancellable)
+from runtime.answer import Answer
 
 
 class Interrupts:
     """What Ctrl-C does, from here to the end of the process.
 
-    At the prompt it raises KeyboardInterrupt; otherwise it cancels the work at hand, or the next if there is none yet.
-    An exception in the midst of a step could leave a cache half written; ``cancel`` waits for its end.
+    At the prompt it raises KeyboardInterrupt; otherwise it cancels the answer at hand, or the next if there is none
+    yet. An exception in the midst of a step could leave a cache half written; ``cancel`` waits for its end.
     """
 
     def __init__(self) -> None:
-        self._raises = False
-        self._requested = False
-        self._work: Cancellable | None = None
+        self._raises = self._requested = False
+        self._answer: Answer | None = None
         signal.signal(signal.SIGINT, self._handle)
 
     @contextlib.contextmanager
     def at_prompt(self) -> Iterator[None]:
         """While this is entered, Ctrl-C raises KeyboardInterrupt, once."""
         self._raises = True
-        self._requested, self._work = False, None
+        self._requested, self._answer = False, None
         try:
             yield
         finally:
             self._raises = False
 
-    def watch(self, work: C) -> C:
-        """Returns the work, which is what Ctrl-C cancels from now on."""
-        self._work = work
+    def watch(self, answer: Answer) -> None:
+        """Makes an answer what Ctrl-C cancels from now on."""
+        self._answer = answer
         if self._requested:
-            work.cancel()
-        return work
+            answer.cancel()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self._raises:
@@ -56,5 +45,5 @@ class Interrupts:
             raise KeyboardInterrupt
         # Only once: a second signal inside cancel() would wait for a lock that the first one holds.
         first, self._requested = not self._requested, True
-        if first and self._work is not None:
-            self._work.cancel()
+        if first and self._answer is not None:
+            self._answer.cancel()
