@@ -126,12 +126,7 @@ def _speed() -> dict[str, float]:
 
 
 class _Contender:
-    """One of those compared: a bundle, or a command that prints records.
-
-    Raises:
-        BundleError: a folder that is no bundle.
-        OptionError: neither a folder nor a command.
-    """
+    """One of those compared: a bundle, or a command that prints records; what is neither is refused."""
 
     def __init__(self, text: str, backend: str | None, cases: list[Workload]) -> None:
         self.text = text
@@ -171,10 +166,8 @@ class _Contender:
                 process.terminate()
                 raise
         if process.returncode:
-            raise MonoedgeError(
-                f"{self.text} stopped with exit code {process.returncode}; what it said stands above: "
-                f"{shlex.join(command)}"
-            )
+            said = f"what it said stands above: {shlex.join(command)}"
+            raise MonoedgeError(f"{self.text} stopped with exit code {process.returncode}; {said}")
         return Record.from_json(output.rstrip().rpartition("\n")[2])
 
 

@@ -61,11 +61,6 @@ def _power_mode() -> str:
     return f"governor {', '.join(governors)}" if governors else "unknown"
 
 
-def software_facts() -> dict[str, str]:
-    """Returns the versions of Python, of monoedge and of what computes."""
-    return {"python": platform.python_version(), **versions(("monoedge", *BACKENDS, "numpy"))}
-
-
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """Returns the versions of those packages that are installed."""
     found = {}
@@ -128,9 +123,8 @@ class MemoryWatch:
         if available is not None and self._available is not None:
             now["taken"] = self._available - available
         for name, value in now.items():
-            before = getattr(self.most, name)
-            if value is not None and (before is None or value > before):
-                setattr(self.most, name, value)
+            known = [each for each in (value, getattr(self.most, name)) if each is not None]
+            setattr(self.most, name, max(known, default=None))
 
     def sample_gpu(self) -> None:
         """Takes the GPU's memory, which starts nvidia-smi."""

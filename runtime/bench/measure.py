@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.backends import Array, Backend
-from runtime.bench.machine import MemoryWatch, software_facts
+from runtime.bench.machine import BACKENDS, MemoryWatch, versions
 from runtime.bench.record import Record, Workload
 from runtime.conversation import Prompt
 from runtime.errors import OptionError, PromptError
@@ -59,17 +60,17 @@ def measure(what: Workload, load: Callable[[], Loaded]) -> Record:
     questions = _Questions(what, loaded)
     answers = [_answer(questions, what.new_tokens, memory) for _ in range(what.warmup + what.repeats)]
     memory.sample_gpu()
-    counted = answers[what.warmup :]
+    image, first_token, steps = map(list, zip(*answers[what.warmup :], strict=True))
     return Record(
         contender=loaded.facts,
-        software=software_facts(),
+        software={"python": platform.python_version(), **versions(("monoedge", *BACKENDS, "numpy"))},
         prompt_tokens=questions.visual_tokens + what.text_tokens,
         visual_tokens=questions.visual_tokens,
         load=load_seconds,
-        cold_first_token=answers[0].first_token,
-        image=[answer.image for answer in counted],
-        first_token=[answer.first_token for answer in counted],
-        steps=[answer.steps for answer in counted],
+        cold_first_token=answers[0][1],
+        image=image,
+        first_token=first_token,
+        steps=steps,
         memory=memory.most,
         weight_bytes=loaded.weight_bytes(),
     )
@@ -131,14 +132,8 @@ def _grid(processor: ImageProcessor, tiles: int) -> int:
     return possible[tiles]
 
 
-@dataclass
-class _Answer:
-    image: float
-    first_token: float
-    steps: list[float]
-
-
-def _answer(questions: _Questions, new_tokens: int, memory: MemoryWatch) -> _Answer:
+def _answer(questions: _Questions, new_tokens: int, memory: MemoryWatch) -> tuple[float, float, list[float]]:
+    """Returns the seconds of the picture, to the first token, and of each token after it."""
     sampler = Sampler(SamplingOptions())
     started = time.perf_counter()
     prompt = questions.prompt()
@@ -155,4 +150,4 @@ def _answer(questions: _Questions, new_tokens: int, memory: MemoryWatch) -> _Ans
         ids.append(sampler.next(sequence.step(ids[-1]), ids))
         steps.append(time.perf_counter() - started)
     memory.sample()
-    return _Answer(cut + questions.encoding, first_token, steps)
+    return cut + questions.encoding, first_token, steps

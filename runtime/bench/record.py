@@ -61,11 +61,7 @@ def workload_parser(prog: str, description: str) -> argparse.ArgumentParser:
 
 
 def workload(arguments: argparse.Namespace) -> Workload:
-    """Returns the workload of a command line.
-
-    Raises:
-        OptionError: a number is out of range.
-    """
+    """Returns the workload of a command line; an OptionError names a number that is out of range."""
     return Workload(**{field.name: getattr(arguments, field.name) for field in fields(Workload)})
 
 
