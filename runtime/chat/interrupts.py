@@ -24,7 +24,7 @@ class Interrupts:
 
     @contextlib.contextmanager
     def at_prompt(self) -> Iterator[None]:
-        """While this is entered, Ctrl-C raises KeyboardInterrupt, once."""
+        """Lets Ctrl-C raise KeyboardInterrupt, once, while this is entered."""
         self._raises = True
         self._requested, self._answer = False, None
         try:

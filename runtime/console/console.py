@@ -58,16 +58,7 @@ class Console:
 
     @contextlib.contextmanager
     def bar(self, name: str, total: int, unit: str = "it") -> Iterator[Advance]:
-        """A progress bar on stderr.
-
-        Args:
-            name: what is being done.
-            total: how many there are to do.
-            unit: of ``total``; ``B`` counts bytes.
-
-        Yields:
-            What to call with the number just done.
-        """
+        """Shows a progress bar over ``total``, bytes if ``unit`` is ``B``; yields what to call with the number done."""
         if not self._shows:
             yield lambda count: None
             return
@@ -76,12 +67,12 @@ class Console:
             yield bar.update
 
     def track(self, items: Iterable[T], name: str, total: int, unit: str = "it", done: int = 0) -> Iterator[T]:
-        """The items, with a progress bar over ``total`` of them of which ``done`` are done already."""
+        """Yields items, with a progress bar over ``total`` of them, of which ``done`` are done already."""
         yield from _tqdm(items, desc=name, total=total, unit=unit, initial=done) if self._shows else items
 
     @contextlib.contextmanager
     def phases(self, name: str) -> Iterator[Callable[[str, float], None]]:
-        """A progress bar over work whose size nobody knows before; none where nobody watches.
+        """Shows a progress bar over work whose size nobody knows before; none where nobody watches.
 
         Yields:
             What to call with the name of the phase at hand, and the fraction of the work that is done.
