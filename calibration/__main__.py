@@ -34,22 +34,7 @@ other scales can be chosen without observing again."""
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Calibrates, compares or inspects, as the command line says; by default that of this process."""
-    arguments = _read_options(argv)
-    need("onnx", "onnx_ir", "ml_dtypes", "matplotlib", "threadpoolctl")
-    from calibration.command import calibrate_bundle, compare_bundles, inspect_record
-
-    if arguments.inspect is not None:
-        inspect_record(arguments)
-    elif arguments.compare is not None:
-        compare_bundles(arguments)
-    else:
-        calibrate_bundle(arguments)
-
-
-def _read_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Reads a command line. Bad options end the process with code 2; a number out of range raises OptionError."""
-    parser = make_parser("calibration", _DESCRIPTION)
-    _add_options(parser)
+    parser = _parser()
     arguments = parser.parse_args(argv)
     if sum(value is not None for value in (arguments.bundle, arguments.compare, arguments.inspect)) != 1:
         parser.error("expected one of --bundle, --compare and --inspect")
@@ -63,10 +48,19 @@ def _read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.bundle is not None and arguments.output is None:
         parser.error("-o is needed: the bundle to write")
     arguments.experts = tuple(arguments.experts.split(","))
-    return arguments
+    need("onnx", "onnx_ir", "ml_dtypes", "matplotlib", "threadpoolctl")
+    from calibration.command import calibrate_bundle, compare_bundles, inspect_record
+
+    if arguments.inspect is not None:
+        inspect_record(arguments)
+    elif arguments.compare is not None:
+        compare_bundles(arguments)
+    else:
+        calibrate_bundle(arguments)
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
+def _parser() -> argparse.ArgumentParser:
+    parser = make_parser("calibration", _DESCRIPTION)
     add = parser.add_argument_group("what to do").add_argument
     add("--bundle", type=Path, metavar="BUNDLE", help="the bundle to observe, fp32 or fp16, not quantized")
     add("-o", "--output", type=Path, metavar="OUT", help="the bundle to write")
@@ -102,25 +96,17 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--kv-cache", action="store_true", help=f"store the caches in INT8 too (form cpu): {caches}")
     clipped = "clip each row where the error on observed activations is least (default); absmax: clip nothing"
     add("--weights", choices=("mse", "absmax"), default="mse", help=f"mse: {clipped}")
-    add(
-        "--activations",
-        choices=("mse", "absmax", "percentile", "entropy"),
-        default="mse",
-        help="how activations are clipped with w8a8: least error of the output (default), not at all, at their 99.99th "
-        "percentile, or by least KL divergence",
-    )
-    add(
-        "--smoothing",
-        type=_smoothing,
-        default="auto",
-        metavar="auto|off|X",
-        help="move outliers of activations into weights: auto chooses an exponent for each layer (default), X is the "
-        "exponent of all layers",
-    )
+    methods = ("mse", "absmax", "percentile", "entropy")
+    how = "least error of the output (default), not at all, at their 99.99th percentile, or by least KL divergence"
+    add("--activations", choices=methods, default="mse", help=f"how activations are clipped with w8a8: {how}")
+    moved = "move outliers of activations into weights"
+    exponent = "auto chooses an exponent for each layer (default), X is the exponent of all layers"
+    add("--smoothing", type=_smoothing, default="auto", metavar="auto|off|X", help=f"{moved}: {exponent}")
     budget = "budget for the mean KL divergence, in nats: the worst layers are left unquantized until it is kept"
     add("--max-kl", type=float, metavar="X", help=budget)
     add("--threads", type=int, metavar="N", help="CPU threads to use")
     add("--report", type=Path, metavar="PATH", help="also write the report to PATH.json and PATH.html")
+    return parser
 
 
 def _smoothing(text: str) -> str | float:

@@ -41,12 +41,7 @@ class Example:
 
 
 class Questions(NamedTuple):
-    """The questions of a calibration.
-
-    Attributes:
-        observed: to observe.
-        tests: to measure with.
-    """
+    """The questions to observe, and those to measure with."""
 
     observed: list[Example]
     tests: list[Example]
@@ -87,19 +82,15 @@ def read_examples(data: Path, prompt: str | None = None, *, as_stored: bool = Fa
 def draw(
     examples: Sequence[Example], samples: int, tests: int, seed: int, given: Sequence[Example] | None = None
 ) -> Questions:
-    """Draws questions at random. None is both observed and measured with.
+    """Draws questions, in random order. None is both observed and measured with.
 
     With too few examples for both, a fifth, rounded up, is measured with, and the rest is observed.
 
     Args:
         examples: what is drawn from.
-        samples: the most questions to observe.
-        tests: the most questions to measure with.
+        samples, tests: the most questions to observe, and to measure with.
         seed: of the random choice.
         given: other examples, to draw the tests from.
-
-    Returns:
-        The questions, in random order.
 
     Raises:
         CalibrationError: a single example, which cannot be both observed and measured with.
@@ -153,18 +144,16 @@ def _from_line(line: str, place: str, folder: Path, as_stored: bool) -> Example:
     if not isinstance(prompt, str) or not prompt.strip():
         raise CalibrationError(f'{place}: "prompt" should be a text that is not blank, got {json.dumps(prompt):.200}')
     if answer is not None and (not isinstance(answer, str) or not answer.strip()):
-        raise CalibrationError(
-            f'{place}: "answer" should be a text that is not blank, or left out, got {json.dumps(answer):.200}'
-        )
+        wanted = "a text that is not blank, or left out"
+        raise CalibrationError(f'{place}: "answer" should be {wanted}, got {json.dumps(answer):.200}')
     return Example(place, _pictures(entry["image"], place, folder), prompt, answer, as_stored)
 
 
 def _pictures(image: Any, place: str, folder: Path) -> tuple[Path, ...]:  # noqa: ANN401 - checked here
     names = [] if image is None else [image] if isinstance(image, str) else image
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise CalibrationError(
-            f'{place}: "image" should be a path, a list of paths or null, got {json.dumps(image)[:80]}'
-        )
+        got = json.dumps(image)[:80]
+        raise CalibrationError(f'{place}: "image" should be a path, a list of paths or null, got {got}')
     try:
         return tuple(image_file(name, folder) for name in names)
     except ImageError as error:
