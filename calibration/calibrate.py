@@ -18,11 +18,12 @@ from calibration.reporting.page import page
 from calibration.reporting.report import Report, calibration_report
 from calibration.scales.choose import Choice, choose
 from calibration.trial.budget import Trials, fit_budget, layer_name
-from calibration.trial.candidate import weights_size
 from calibration.trial.measure import Reference
 from calibration.trial.prober import Prober, check_examples
+from export.external_data import weights_size
 from export.quantized.bundle import check_source, write_quantized
 from export.quantized.quantizable import Matrix, choose_matrices, find_matrices
+from export.quantized.rewrite import decoder_files
 from export.quantized.weights import DecoderWeights
 from export.writer import BundleWriter
 from runtime.bundle.manifest import CPU, QDQ, TOKENIZER
@@ -117,7 +118,7 @@ def calibrate(
     matrices = choose_matrices(find_matrices(weights.model), options.experts, options.attention, options.lm_head)
     if apply_to is not None:
         source_weights = DecoderWeights(apply_to)
-        require_same(weights, source_weights, matrices)
+        _require_same(weights, source_weights, matrices)
 
     prober = Prober(load(bundle.folder, threads=options.threads), options.max_tiles, options.max_new_tokens)
     check_examples(prober, [*questions.observed, *questions.tests], console)
@@ -136,24 +137,13 @@ def calibrate(
         trial = fit_budget(trials, trial, options.max_kl)
         if trial.kept:
             console.say(f"not quantized, to keep within the budget: {', '.join(map(layer_name, trial.kept))}")
-    planned = {matrix.name for matrix in trial.plan.matrices}
-    report = calibration_report(
-        source.manifest,
-        record,
-        options.settings(form),
-        [matrix for matrix in chosen.matrices if matrix.name in planned],
-        trial,
-        weights_size(source_weights, trial.plan, form),
-    )
-    write_quantized(
-        source_weights,
-        output,
-        trial.plan,
-        form=form,
-        record={REPORT_JSON: report.json().encode(), REPORT_HTML: page(report).encode()},
-        overwrite=overwrite,
-        console=console,
-    )
+    plan = trial.plan
+    planned = {matrix.name for matrix in plan.matrices}
+    figures = [matrix for matrix in chosen.matrices if matrix.name in planned]
+    size = weights_size(decoder_files(source_weights.smoothed(plan.smoothing), plan, form, source.manifest.model))
+    report = calibration_report(source.manifest, record, options.settings(form), figures, trial, size)
+    files = {REPORT_JSON: report.json().encode(), REPORT_HTML: page(report).encode()}
+    write_quantized(source_weights, output, plan, form=form, record=files, overwrite=overwrite, console=console)
     return report
 
 
@@ -166,17 +156,9 @@ def _observe(
     console: Console,
 ) -> Record:
     """Returns the complete record: read from its file, and what it lacks observed."""
-    manifest = weights.bundle.manifest
-    origin = Origin(
-        bundle=bundle_hash(manifest),
-        name=manifest.name,
-        data=digest(examples),
-        examples=len(examples),
-        seed=options.seed,
-        max_tiles=options.max_tiles,
-        max_new_tokens=options.max_new_tokens,
-        matrices=tuple(matrix.name for matrix in matrices),
-    )
+    manifest, names = weights.bundle.manifest, tuple(matrix.name for matrix in matrices)
+    limits = options.seed, options.max_tiles, options.max_new_tokens
+    origin = Origin(bundle_hash(manifest), manifest.name, digest(examples), len(examples), *limits, names)
     if find(file, CalibrationError) is not None:
         record = Record.load(file)
         record.require(origin, file)
@@ -192,12 +174,8 @@ def _observe(
     return record
 
 
-def require_same(weights: DecoderWeights, others: DecoderWeights, matrices: Sequence[Matrix]) -> None:
-    """Checks that two bundles hold the same model, in two number formats.
-
-    Raises:
-        CalibrationError: they do not.
-    """
+def _require_same(weights: DecoderWeights, others: DecoderWeights, matrices: Sequence[Matrix]) -> None:
+    """Refuses two bundles that are not of one model, and says what differs; their number formats may."""
     bundle, other = weights.bundle, others.bundle
     advice = "export both from one checkpoint"
     for item in ("model", "image"):

@@ -19,6 +19,7 @@ from runtime.bundle.engines import next_command
 from runtime.bundle.reader import Bundle
 from runtime.console.console import Console
 from runtime.console.files import replaced, require_output
+from runtime.console.table import aligned
 from runtime.model import load
 
 
@@ -80,7 +81,7 @@ def _require_report(report: Path | None) -> None:
 
 def _show(report: Report, path: Path | None, console: Console) -> None:
     """Shows a report, and writes its files where ``--report`` is given."""
-    console.write(report.text() + "\n")
+    console.write(aligned(report.table()) + "\n")
     if path is None:
         return
     try:

@@ -38,17 +38,14 @@ _STYLE: Any = {
     "legend.frameon": False,
 }
 
-_SIZE = (7.2, 2.8)
-
 
 def divergence_chart(divergences: Mapping[str, npt.NDArray[np.float64]]) -> str:
     """Draws how the KL divergence of all positions is distributed, by kind of question."""
     with _chart() as (axes, svg):
-        floor = 1e-10
         bins = np.logspace(-10, 1, 67).tolist()
         for kind, values in divergences.items():
             if len(values):
-                axes.hist(np.maximum(values, floor), bins=bins, histtype="step", linewidth=1.5, label=kind)
+                axes.hist(np.maximum(values, 1e-10), bins=bins, histtype="step", linewidth=1.5, label=kind)
         axes.set(xscale="log", yscale="log", xlabel="KL divergence of a position, nats", ylabel="positions")
         _legend(axes)
     return svg[0]
@@ -98,9 +95,8 @@ def sensitivity_chart(sensitivity: Mapping[str, float], kept: Sequence[str]) -> 
         colors = [COLORS[4] if name in kept else COLORS[0] for name in names]
         axes.bar(range(len(names)), [max(sensitivity[name], 1e-12) for name in names], color=colors)
         axes.set_xticks(range(len(names)), [name.removeprefix("layer ") for name in names], fontsize=7)
-        axes.set(
-            yscale="log", xlabel="the only quantized layer (red: not quantized in the end)", ylabel="mean KL, nats"
-        )
+        label = "the only quantized layer (red: not quantized in the end)"
+        axes.set(yscale="log", xlabel=label, ylabel="mean KL, nats")
     return svg[0]
 
 
@@ -114,7 +110,7 @@ def _chart() -> Iterator[tuple[Axes, list[str]]]:
     """Gives axes to draw on. Afterwards the list holds the SVG."""
     svg: list[str] = []
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=_SIZE, layout="constrained")
+        figure = Figure(figsize=(7.2, 2.8), layout="constrained")
         yield figure.subplots(), svg
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -24,6 +24,10 @@ p.note { color: #888; }
 def page(report: Report) -> str:
     """Returns a report as HTML."""
     values = report.values
+    worst = [
+        [item["place"], item["prompt"], item["answer"], _word(item["same"]), f"{item['mean_kl']:.2e}"]
+        for item in values["worst"]
+    ]
     title = f"Calibration of {values['bundle']['name']}" if "bundle" in values else "Two bundles compared"
     body = [
         f"<h1>{escape(title)}</h1>",
@@ -35,14 +39,7 @@ def page(report: Report) -> str:
         charts.divergence_chart(report.divergences),
         *_matrices(values),
         "<h2>Questions whose answers moved most</h2>",
-        _table(
-            [
-                [*(item[key] for key in ("place", "prompt", "answer")), _word(item["same"]), f"{item['mean_kl']:.2e}"]
-                for item in values["worst"]
-            ],
-            ["place", "question", "answer before", "same after", "mean KL"],
-            words=True,
-        ),
+        _table(worst, ["place", "question", "answer before", "same after", "mean KL"], words=True),
     ]
     return (
         f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{escape(title)}</title>\n'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +18,6 @@ from calibration.trial.measure import KINDS, Comparison
 from runtime.bench.machine import versions
 from runtime.bundle.manifest import DECODER_WEIGHTS, VISUAL_DECODER_WEIGHTS, Manifest
 from runtime.bundle.reader import size_text
-from runtime.console.table import aligned
 
 FORMAT = "monoedge-calibration-1"
 
@@ -65,10 +64,6 @@ class Report:
             + [[title, cell, *[""] * (len(columns) - 1)] for title, cell in self._costs()]
         )
 
-    def text(self) -> str:
-        """Returns the table for a terminal."""
-        return aligned(self.table())
-
     def _costs(self) -> Iterator[tuple[str, str]]:
         values = self.values
         sizes, speeds = ([values[name][when] for when in ("before", "after")] for name in ("sizes", "speed"))
@@ -80,12 +75,7 @@ class Report:
 
 
 def calibration_report(
-    bundle: Manifest,
-    record: Record,
-    settings: Mapping[str, Any],
-    matrices: Sequence[MatrixReport],
-    trial: Trial,
-    size: int,
+    bundle: Manifest, record: Record, settings: dict[str, Any], matrices: list[MatrixReport], trial: Trial, size: int
 ) -> Report:
     """Makes the report of a calibration.
 
@@ -101,7 +91,7 @@ def calibration_report(
     head = {
         "bundle": {"name": bundle.name, "precision": bundle.precision, "sha256": bundle_hash(bundle)},
         "observed": {"bundle": origin.bundle, "data": origin.data, "examples": origin.examples},
-        "settings": dict(settings),
+        "settings": settings,
     }
     tail = {
         "kept": [layer_name(layer) for layer in trial.kept],

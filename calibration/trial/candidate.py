@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export import external_data
 from export.quantized.plan import QuantizationPlan
 from export.quantized.rewrite import decoder_files
 from export.quantized.weights import DecoderWeights
@@ -60,12 +59,6 @@ def candidate(plain: DecoderWeights, plan: QuantizationPlan, form: str, threads:
         files=bundle.manifest.files | {file.name: FileRecord(0, "") for file in files},
     )
     return Model(view, OnnxRuntimeBackend(view, threads, graphs))
-
-
-def weights_size(plain: DecoderWeights, plan: QuantizationPlan, form: str) -> int:
-    """Returns how many bytes the weights of the quantized decoder take."""
-    files = decoder_files(plain.smoothed(plan.smoothing), plan, form, plain.bundle.manifest.model)
-    return external_data.weights_size(files)
 
 
 def without(plan: QuantizationPlan, layers: Collection[int | None]) -> QuantizationPlan:

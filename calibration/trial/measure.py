@@ -98,6 +98,11 @@ class Answered:
     first: int
     text: str
 
+    @property
+    def kind(self) -> str:
+        """One of ``KINDS``."""
+        return "image" if self.example.images else "text"
+
 
 class Reference:
     """The answers of a bundle, and their logits in a temporary file.
@@ -152,17 +157,15 @@ class Reference:
             raise CalibrationError("the bundles have vocabularies of different sizes: they are not of one model")
         comparison = Comparison(before=self.speed)
         for answered in self.answered[:examples]:
-            prompt = prober.prompt(answered.example)
+            prompt, place = prober.prompt(answered.example), answered.example.place
             if not np.array_equal(prompt.ids, answered.prompt):
-                raise CalibrationError(
-                    f"{answered.example.place}: the bundles read it as different tokens: they are not of one model"
-                )
+                raise CalibrationError(f"{place}: the bundles read it as different tokens: they are not of one model")
             rows = [
                 position(self._logits[answered.first + index], logits, answered.ids[index])
                 for index, logits in enumerate(comparison.after.timed(prober.along(prompt, answered.ids)))
             ]
             if not np.isfinite([row[0] for row in rows]).all():
-                raise CalibrationError(f"{answered.example.place}: the logits of {prober.model.bundle.folder} are NaN")
+                raise CalibrationError(f"{place}: the logits of {prober.model.bundle.folder} are NaN")
             comparison.answers.append((answered, rows))
             progress(1)
         return comparison
@@ -188,12 +191,12 @@ class Comparison:
 
     def table(self, kind: str | None = None) -> npt.NDArray[np.float64]:
         """Returns all positions, or those of one of ``KINDS``: [positions, 4], columns as in ``Position``."""
-        rows = [row for answered, positions in self.answers for row in positions if kind in (None, kind_of(answered))]
+        rows = [row for answered, positions in self.answers for row in positions if kind in (None, answered.kind)]
         return np.array(rows, np.float64).reshape(-1, 4)
 
     def figures(self, kind: str | None = None) -> Figures | None:
         """Returns the figures of all questions, or of one of ``KINDS``; None without questions."""
-        same = [all(row[1] for row in rows) for answered, rows in self.answers if kind in (None, kind_of(answered))]
+        same = [all(row[1] for row in rows) for answered, rows in self.answers if kind in (None, answered.kind)]
         if not same:
             return None
         table = self.table(kind)
@@ -207,11 +210,6 @@ class Comparison:
             top5_overlap=float(table[:, 2].mean()),
             perplexity_ratio=math.exp(-float(table[:, 3].mean())),
         )
-
-
-def kind_of(answered: Answered) -> str:
-    """Returns the kind of a question, one of ``KINDS``."""
-    return "image" if answered.example.images else "text"
 
 
 def position(before: Logits, after: Logits, token: int) -> Position:
