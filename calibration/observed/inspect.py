@@ -10,11 +10,7 @@ from runtime.console.table import aligned
 
 
 def inspect(file: Path) -> str:
-    """Returns a record as a table.
-
-    Raises:
-        CalibrationError: the file is not a record.
-    """
+    """Returns a record as a table; raises as ``Record.load`` does."""
     record = Record.load(file)
     origin = record.origin
     lines = [
@@ -27,22 +23,12 @@ def inspect(file: Path) -> str:
     rows: list[tuple[str, ...]] = [("matrix", "rows: prompt", "generated", "lowest", "highest", "rms", "outliers")]
     for name, halves in record.observed.items():
         observed = merged(halves)
-        phases, absmax = observed.phases, observed.absmax
-        if not phases:
-            rows.append((name, "0", "0", *["–"] * 4))
-            continue
-        squares = sum(phase.squares.sum() for phase in phases) / (observed.rows * len(absmax))
-        rows.append(
-            (
-                name,
-                f"{observed.prompt.rows:,}",
-                f"{observed.generated.rows:,}",
-                f"{min(phase.low.min() for phase in phases):.4g}",
-                f"{max(phase.high.max() for phase in phases):.4g}",
-                f"{float(squares) ** 0.5:.4g}",
-                _outliers(absmax),
-            )
-        )
+        figures = ["–"] * 4
+        if phases := observed.phases:
+            ends = min(phase.low.min() for phase in phases), max(phase.high.max() for phase in phases)
+            square = sum(phase.squares.sum() for phase in phases) / (observed.rows * observed.prompt.channels)
+            figures = [*(f"{value:.4g}" for value in (*ends, float(square) ** 0.5)), _outliers(observed.absmax)]
+        rows.append((name, f"{observed.prompt.rows:,}", f"{observed.generated.rows:,}", *figures))
     caches = [("cache", "largest", "outliers")]
     caches += [(name, f"{largest.max():.4g}", _outliers(largest)) for name, largest in record.caches.items()]
     note = "outliers: the largest magnitude of a channel, divided by that of the median channel"

@@ -66,7 +66,7 @@ def observe(
         prompt, given = prober.prompt_and_answer(example)
         observation.begin(index, example.place)
         for _ in prober.answer(prompt) if given is None else prober.along(prompt, given):
-            # What follows the first logits is computed of tokens of the answer.
+            # All logits after the first are computed from tokens of the answer.
             observation.phase = "generated"
         record.done = index + 1
         if time.monotonic() - saved >= SAVE_EVERY and not record.complete:
@@ -107,12 +107,14 @@ class _Observation:
         largest = np.abs(rows).max(axis=1).astype(np.float32)
         if not np.isfinite(largest).all():
             raise CalibrationError(f"the cache {cache} has NaN or infinite values in {self._place}: {_NOT_FINITE}")
-        known = self._record.caches.get(cache)
-        self._record.caches[cache] = largest if known is None else np.maximum(known, largest)
+        self._record.caches[cache] = np.maximum(self._record.caches.get(cache, largest), largest)
 
 
 def _require_rows(record: Record, matrices: Sequence[Matrix]) -> None:
-    """Leaves out the visual expert of the last layer, which computes only last positions: those are text tokens."""
+    """Refuses a record in which no row reached some matrix.
+
+    The visual expert of the last layer may have none: that layer computes only last positions, which are text tokens.
+    """
     last = max((matrix.layer for matrix in matrices if matrix.layer is not None), default=None)
     for matrix in matrices:
         if not any(half.rows for half in record.observed[matrix.name]) and not (

@@ -118,10 +118,8 @@ class Record:
             with np.load(file, allow_pickle=False) as arrays:
                 header = parse_json(arrays["header"].tobytes().decode(), f"the header of {file}", CalibrationError)
                 if header["format"] != FORMAT:
-                    raise CalibrationError(
-                        f"{file} is a record of another version of monoedge ({header['format']}, this one reads "
-                        f"{FORMAT}): {_ADVICE}"
-                    )
+                    formats = f"{header['format']}, this one reads {FORMAT}"
+                    raise CalibrationError(f"{file} is a record of another version of monoedge ({formats}): {_ADVICE}")
                 origin = Origin(**{**header["origin"], "matrices": tuple(header["origin"]["matrices"])})
                 observed = {name: _observed(arrays, header["rows"], name) for name in origin.matrices}
                 caches = {name: _largest(arrays[f"caches/{name}"], name) for name in header["caches"]}

@@ -69,7 +69,7 @@ class Statistics:
         return True
 
     def join(self, other: Statistics, room: int | None = None) -> None:
-        """Adds what others saw. The sample keeps ``room`` rows, or all."""
+        """Adds what ``other`` saw. The joined sample keeps at most ``room`` rows; None keeps all."""
         if not other.rows:
             return
         self.low = np.minimum(self.low, other.low) if self.rows else other.low

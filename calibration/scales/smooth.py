@@ -130,7 +130,7 @@ def search(candidates: Sequence[Candidate], activations: bool, exponents: Sequen
 
 
 def _error(matrix: Candidate, choice: Smoothed, part: float | None, quantized: bool) -> float:
-    """Computes the relative error of the output, with activations clipped at ``part`` of the largest, or exact."""
+    """Computes the output's relative error with activations clipped at ``part`` of the largest; None: unquantized."""
     errors = []
     for half, seen, other in matrix.tries:
         factor = choice.over(matrix.weight.shape[1], half)

@@ -40,11 +40,7 @@ class Prober:
         return self._prompts(example, None)[0]
 
     def prompt_and_answer(self, example: Example) -> tuple[Prompt, list[int] | None]:
-        """Returns the tokens of a question and of its given answer, the token that ends it included.
-
-        Raises:
-            CalibrationError: as ``prompt`` does.
-        """
+        """Returns the tokens of a question and of its given answer, its end included; raises as ``prompt`` does."""
         if example.answer is None:
             return self.prompt(example), None
         prompt, whole = self._prompts(example, None, example.answer)
@@ -98,10 +94,6 @@ class Prober:
 
 
 def check_examples(prober: Prober, examples: Sequence[Example], console: Console) -> None:
-    """Reads every picture and question once, so that a bad one is reported before any work.
-
-    Raises:
-        CalibrationError: an example cannot be asked; with its line.
-    """
+    """Reads every picture and question once, so that a bad one is reported, with its line, before any work."""
     for example in console.track(examples, "reading", len(examples)):
         prober.prompt_and_answer(example)
