@@ -127,6 +127,8 @@ class Tokenizer:
             # A prompt is never cut, nor filled up.
             tokenizer.no_truncation()
             tokenizer.no_padding()
+            # It would keep 45 MB of encoded texts; this many are some conversations. Not all versions can.
+            getattr(tokenizer.model, "_resize_cache", lambda entries: None)(256)
         return cls(tokenizer)
 
     def encode(self, text: str | Sequence[str], add_bos: bool = True) -> list[int]:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -264,3 +265,17 @@ def test_tokenizers_of_other_models(tmp_path):
     file.write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(BundleError, match="without gaps or repetitions"):
         Tokenizer.from_file(file)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at memory through /proc")
+def test_memory_does_not_grow_with_the_texts(case):
+    def memory() -> int:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+        return int(line.split()[1])
+
+    for number in range(1000):
+        case.tokenizer.encode(f"{number}: {'word ' * 40}")
+    before = memory()
+    for number in range(1000, 9000):
+        case.tokenizer.encode(f"{number}: {'word ' * 40}")
+    assert memory() - before < 8000
