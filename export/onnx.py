@@ -29,44 +29,30 @@ examples:
 The checkpoint is never loaded as a whole: tensors are streamed, and memory stays below 2 GB at any size.
 An export that fails or is interrupted leaves nothing."""
 
+_TARGET_HELP = """\
+what the graphs are for, if not for any runtime. cpu: ONNX Runtime on a CPU, with operators of its own, which are faster
+there. trt10.3: older runtimes, such as ONNX Runtime 1.17 to 1.24 (Python 3.10), by operators of opset 20; engines for
+TensorRT 10.3 can be built from any bundle: python -m export.engine"""
+
+_WEIGHTS_HELP = """\
+with --target cpu, number format of the decoder's matrices: fp32 (the default); int8, a quarter of the size and several
+times as fast; int4, 4 bits for the experts and 8 for the rest, smaller and less exact"""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line, by default this process's, and exports."""
     parser = make_parser("export.onnx", _DESCRIPTION)
-    parser.add_argument(
-        "--ckpt",
-        required=True,
-        metavar="CKPT",
-        help="a folder with config.json, *.safetensors and tokenizer.model, or a hub id, which is downloaded",
-    )
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", type=Path, help="the bundle to make")
-    parser.add_argument(
-        "--dtype",
-        choices=tuple(PRECISIONS),
-        default="fp32",
-        help="number format of weights and activations: fp32 for CPUs (the default), bf16 for GPUs; fp16 overflows "
-        "with the released weights",
-    )
-    parser.add_argument(
-        "--max-length",
-        type=int,
-        metavar="N",
-        help=f"tokens that a conversation may have, images and answers included (default {DEFAULT_MAX_LENGTH})",
-    )
-    parser.add_argument(
-        "--target",
-        choices=TARGETS,
-        help="what the graphs are for, if not for any runtime. cpu: ONNX Runtime on a CPU, with operators of its own, "
-        "which are faster there. trt10.3: older runtimes, such as ONNX Runtime 1.17 to 1.24 (Python 3.10), by "
-        "operators of opset 20; engines for TensorRT 10.3 can be built from any bundle: python -m export.engine",
-    )
-    parser.add_argument(
-        "--weights",
-        choices=tuple(CPU_WEIGHTS),
-        help="with --target cpu, number format of the decoder's matrices: fp32 (the default); int8, a quarter of the "
-        "size and several times as fast; int4, 4 bits for the experts and 8 for the rest, smaller and less exact",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there already")
+    add = parser.add_argument
+    what = "a folder with config.json, *.safetensors and tokenizer.model, or a hub id, which is downloaded"
+    add("--ckpt", required=True, metavar="CKPT", help=what)
+    add("-o", "--output", required=True, metavar="OUT", type=Path, help="the bundle to make")
+    what = "number format: fp32 for CPUs (the default), bf16 for GPUs; fp16 overflows with the released weights"
+    add("--dtype", choices=tuple(PRECISIONS), default="fp32", help=what)
+    what = f"tokens that a conversation may have, images and answers included (default {DEFAULT_MAX_LENGTH})"
+    add("--max-length", type=int, metavar="N", help=what)
+    add("--target", choices=TARGETS, help=_TARGET_HELP)
+    add("--weights", choices=tuple(CPU_WEIGHTS), help=_WEIGHTS_HELP)
+    add("--overwrite", action="store_true", help="replace a bundle that is there already")
     arguments = parser.parse_args(argv)
 
     options = ExportOptions(
