@@ -19,18 +19,7 @@ from collections.abc import Iterable
 import onnx
 import onnx.parser
 
-from plugins_trt.schema import (
-    ALL_OPERATORS,
-    DOMAIN,
-    EXPERT_LINEAR,
-    EXPERTS,
-    FLOAT,
-    FUSED_MOE,
-    NBITS,
-    W8A8,
-    W8A16,
-    Operator,
-)
+from plugins_trt import schema
 
 OPSET = 24
 """Opset of the standard operators in the bodies and in the graphs of a bundle, unless they are made for older."""
@@ -83,8 +72,8 @@ _SWIGLU = """
 
 # What an expert does to its rows: products, each as (rows, matrix, result), and the nodes between them.
 _EXPERT: dict[str, tuple[tuple[str, str, str] | str, ...]] = {
-    FUSED_MOE.name: (("rows", "gate_up", "projected"), _SWIGLU, ("product", "down", "result")),
-    EXPERT_LINEAR.name: (("rows", "weight", "result"),),
+    schema.FUSED_MOE.name: (("rows", "gate_up", "projected"), _SWIGLU, ("product", "down", "result")),
+    schema.EXPERT_LINEAR.name: (("rows", "weight", "result"),),
 }
 
 _INT8_PRODUCT = """
@@ -94,22 +83,22 @@ _INT8_PRODUCT = """
 
 # One such product, by the format of its matrix. That of an INT8 matrix is float32, and is rounded where it is used.
 _PRODUCT = {
-    FLOAT: """
+    schema.FLOAT: """
     {e}_{y} = Gemm <transB = 1> ({e}_{x}, {e}_{w})
 """,
-    W8A16: """
+    schema.W8A16: """
     {e}_{x}_rounded = CastLike ({e}_{x}, hidden_states)
     {e}_{x}_values = Cast <to = 1> ({e}_{x}_rounded)
 """
     + _INT8_PRODUCT,
-    W8A8: """
+    schema.W8A8: """
     {e}_{x}_wide = Cast <to = 1> ({e}_{x})
     {e}_{x}_zero = Constant <value = int8 {{0}}> ()
     {e}_{x}_int8 = QuantizeLinear ({e}_{x}_wide, {e}_{w}_input_scale, {e}_{x}_zero)
     {e}_{x}_values = DequantizeLinear ({e}_{x}_int8, {e}_{w}_input_scale, {e}_{x}_zero)
 """
     + _INT8_PRODUCT,
-    NBITS: """
+    schema.NBITS: """
     {e}_{y} = com.microsoft.MatMulNBits <K: int = @{w}_columns, N: int = @{w}_rows, bits: int = @bits,
         block_size: int = @block_size, accuracy_level = {level}> ({e}_{x}, {e}_{w}, {e}_{w}_scale)
 """,
@@ -130,12 +119,12 @@ def _expert_body(expert: str, family: str, kind: str) -> tuple[str, str]:
         else _PRODUCT[kind].format(e=expert, x=step[0], w=step[1], y=step[2], level=ACCURACY_LEVEL)
         for step in _EXPERT[family]
     )
-    if kind in (W8A16, W8A8):
+    if kind in (schema.W8A16, schema.W8A8):
         return f"{steps} {expert}_rounded = CastLike ({expert}_result, hidden_states)", f"{expert}_rounded"
     return steps, f"{expert}_result"
 
 
-def body(operator: Operator, opset: int = OPSET) -> onnx.FunctionProto:
+def body(operator: schema.Operator, opset: int = OPSET) -> onnx.FunctionProto:
     """Returns the function body of an operator, for every type that T may be.
 
     Args:
@@ -143,18 +132,18 @@ def body(operator: Operator, opset: int = OPSET) -> onnx.FunctionProto:
         opset: the opset of the graph that it goes into; the bodies are the same from 20 on.
     """
     experts, results = zip(
-        *(_expert_body(expert, operator.family, operator.format_of(expert)) for expert in EXPERTS), strict=True
+        *(_expert_body(expert, operator.family, operator.format_of(expert)) for expert in schema.EXPERTS), strict=True
     )
     before = _FLATTEN.format(rows="rows") + _GATHER
     after = _SCATTER.format(results=", ".join(results)) + _UNFLATTEN.format(results="results", rows="output_rows")
     return _function(operator, before + "".join(experts) + after, opset)
 
 
-def _function(operator: Operator, nodes: str, opset: int) -> onnx.FunctionProto:
+def _function(operator: schema.Operator, nodes: str, opset: int) -> onnx.FunctionProto:
     domains = {"": opset} if operator.has_plugin else {"": opset, CPU_DOMAIN: 1}
     imports = ", ".join(f'"{domain}" : {version}' for domain, version in domains.items())
     return onnx.parser.parse_function(
-        f"""<opset_import: [{imports}], domain: "{DOMAIN}">
+        f"""<opset_import: [{imports}], domain: "{schema.DOMAIN}">
         {operator.name} <{", ".join((*operator.attributes, *operator.size_attributes))}>
         ({", ".join(tensor.name for tensor in operator.inputs)})
         => ({", ".join(tensor.name for tensor in operator.outputs)})
@@ -165,10 +154,10 @@ def _function(operator: Operator, nodes: str, opset: int) -> onnx.FunctionProto:
 def bodies(names: Iterable[str], opset: int = OPSET) -> list[onnx.FunctionProto]:
     """Returns the function bodies of the named operators, in the order of the schema; leaves out other names."""
     wanted = set(names)
-    return [body(operator, opset) for operator in ALL_OPERATORS if operator.name in wanted]
+    return [body(operator, opset) for operator in schema.ALL_OPERATORS if operator.name in wanted]
 
 
-def one_expert(operator: Operator, expert: str, opset: int = OPSET) -> onnx.FunctionProto:
+def one_expert(operator: schema.Operator, expert: str, opset: int = OPSET) -> onnx.FunctionProto:
     """Returns the body for a graph where all rows belong to one expert: its matrices alone, and no routing.
 
     Args:
@@ -178,7 +167,7 @@ def one_expert(operator: Operator, expert: str, opset: int = OPSET) -> onnx.Func
     """
     kind = operator.format_of(expert)
     steps, result = _expert_body(expert, operator.family, kind)
-    if kind == NBITS:  # MatMulNBits takes all dimensions.
+    if kind == schema.NBITS:  # MatMulNBits takes all dimensions.
         before, after = f"{expert}_rows = Identity (hidden_states)", f"output = Identity ({result})"
     else:
         before, after = _FLATTEN.format(rows=f"{expert}_rows"), _UNFLATTEN.format(results=result, rows=result)

@@ -31,14 +31,7 @@ if _is_ours():  # Until ``runtime.console.run`` takes over, when ``main`` begins
     sys.excepthook = _tell
 
 from runtime.answer import Answer, Stats
-from runtime.errors import (
-    BackendError,
-    BundleError,
-    ImageError,
-    MonoedgeError,
-    OptionError,
-    PromptError,
-)
+from runtime.errors import BackendError, BundleError, ImageError, MonoedgeError, OptionError, PromptError
 from runtime.model import Model, load
 from runtime.session import Session
 

@@ -14,21 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends import Array
+from runtime.backends import Array, graph
 from runtime.backends.checks import check_graph, link_advice
-from runtime.backends.graph import (
-    INPUTS_EMBEDS,
-    LOGITS,
-    PAST,
-    PIXEL_VALUES,
-    POSITION_IDS,
-    PRESENT,
-    UPDATE,
-    VISUAL_MASK,
-    WRITE_INDICES,
-    GraphInMemory,
-    Observer,
-)
 from runtime.bundle.manifest import CPU, DECODER_GRAPH, PRECISIONS, VISION_GRAPH, VISUAL_DECODER_GRAPH
 from runtime.bundle.reader import Bundle
 from runtime.errors import BackendError, as_backend_error
@@ -72,8 +59,8 @@ class OnnxRuntimeBackend:
         self,
         bundle: Bundle,
         threads: int | None = None,
-        graphs: Mapping[str, GraphInMemory] | None = None,
-        observer: Observer | None = None,
+        graphs: Mapping[str, graph.GraphInMemory] | None = None,
+        observer: graph.Observer | None = None,
     ) -> None:
         self.bundle, self.threads, self.observer = bundle, threads, observer
         self._graphs = graphs or {}
@@ -141,7 +128,7 @@ class OnnxRuntimeBackend:
         vision = self.graph(VISION_GRAPH)
         with as_backend_error("ONNX Runtime failed on the image"):
             tiles = (tile[None].astype(self.dtype, copy=False) for tile in pixel_values)
-            return np.concatenate([vision.run(None, {PIXEL_VALUES: tile})[0][0] for tile in tiles])
+            return np.concatenate([vision.run(None, {graph.PIXEL_VALUES: tile})[0][0] for tile in tiles])
 
     def graph(self, name: str) -> ort.InferenceSession:
         """Opens a graph when it is first asked for: a text conversation needs no vision."""
@@ -169,8 +156,8 @@ class _Bound:
     @classmethod
     def to(cls, session: ort.InferenceSession) -> _Bound:
         inputs, outputs = ([item.name for item in items] for items in (session.get_inputs(), session.get_outputs()))
-        others = [name for name in outputs if not name.startswith((LOGITS, PRESENT, UPDATE))]
-        bound = cls(session, session.io_binding(), frozenset(inputs), LOGITS in outputs, others)
+        others = [name for name in outputs if not name.startswith((graph.LOGITS, graph.PRESENT, graph.UPDATE))]
+        bound = cls(session, session.io_binding(), frozenset(inputs), graph.LOGITS in outputs, others)
         # Before all other outputs: ``get_outputs`` has the order in which they were bound first.
         bound.bind_others()
         return bound
@@ -192,11 +179,11 @@ class OnnxRuntimeContext:
         self._backend = backend
         self._decoder = _Bound.to(backend.decoder)
         self._visual_decoder: _Bound | None = None
-        inputs = [item for item in backend.decoder.get_inputs() if item.name.startswith(PAST)]
+        inputs = [item for item in backend.decoder.get_inputs() if item.name.startswith(graph.PAST)]
         self._types = [np.dtype(CACHE_TYPES[item.type]) for item in inputs]
-        self._updates = any(item.name.startswith(UPDATE) for item in backend.decoder.get_outputs())
-        new = UPDATE if self._updates else PRESENT
-        self._pairs = [(item.name, new + item.name.removeprefix(PAST)) for item in inputs]
+        self._updates = any(item.name.startswith(graph.UPDATE) for item in backend.decoder.get_outputs())
+        new = graph.UPDATE if self._updates else graph.PRESENT
+        self._pairs = [(item.name, new + item.name.removeprefix(graph.PAST)) for item in inputs]
         self._caches: list[Array] = []
 
     def reserve(self, capacity: int) -> None:
@@ -260,10 +247,10 @@ class OnnxRuntimeContext:
         stop = start + len(inputs_embeds)
         positions = np.arange(start, stop, dtype=np.int64)
         values = {
-            INPUTS_EMBEDS: np.ascontiguousarray(inputs_embeds[None], self._backend.dtype),
-            VISUAL_MASK: np.ascontiguousarray(visual_mask[None]),
-            POSITION_IDS: positions[None],
-            WRITE_INDICES: positions[:1],
+            graph.INPUTS_EMBEDS: np.ascontiguousarray(inputs_embeds[None], self._backend.dtype),
+            graph.VISUAL_MASK: np.ascontiguousarray(visual_mask[None]),
+            graph.POSITION_IDS: positions[None],
+            graph.WRITE_INDICES: positions[:1],
         }
         for name, value in values.items():
             if name in decoder.inputs:
@@ -272,7 +259,7 @@ class OnnxRuntimeContext:
         logits = None
         if decoder.has_logits:
             logits = np.empty((1, self._backend.bundle.manifest.model.vocab_size), np.float32)
-            binding.bind_ortvalue_output(LOGITS, ort.OrtValue.ortvalue_from_numpy(logits))
+            binding.bind_ortvalue_output(graph.LOGITS, ort.OrtValue.ortvalue_from_numpy(logits))
         updates = []
         if self._updates:
             places = [cache[:, :, start:stop] for cache in self._caches]

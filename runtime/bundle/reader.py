@@ -8,19 +8,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from runtime.bundle import manifest
 from runtime.bundle.embeddings import Embeddings
-from runtime.bundle.manifest import (
-    CHAT_TEMPLATE,
-    DECODER_GRAPH,
-    EMBEDDINGS,
-    MANIFEST,
-    PRECISIONS,
-    TOKENIZER,
-    VISION_GRAPH,
-    VISUAL_DECODER_GRAPH,
-    FileRecord,
-    Manifest,
-)
 from runtime.errors import BundleError
 from runtime.records import find, read_bytes, read_text, require_file, user_path, why_no_bundle
 
@@ -52,9 +41,9 @@ class Bundle:
         find(self.folder)  # raises where that is not to be known
         for _ in range(_ATTEMPTS):
             self._seen: dict[str, tuple[int, ...]] = {}
-            before = find(self.folder / MANIFEST)
+            before = find(self.folder / manifest.MANIFEST)
             if before is None:
-                raise BundleError(why_no_bundle(self.folder, MANIFEST))
+                raise BundleError(why_no_bundle(self.folder, manifest.MANIFEST))
             problem = None
             try:
                 self._read(verify, progress)
@@ -62,7 +51,7 @@ class Bundle:
                 problem = error
             # A bundle that was replaced in the midst is read again: the files of two may fit in size. The last number
             # tells a new file from one that has gone, whose inode and time it may have.
-            now = find(self.folder / MANIFEST)
+            now = find(self.folder / manifest.MANIFEST)
             if now is not None and (*_identity(now), now.st_ctime_ns) == (*_identity(before), before.st_ctime_ns):
                 if problem is not None:
                     raise problem
@@ -71,7 +60,7 @@ class Bundle:
 
     def _read(self, verify: bool, progress: Progress | None) -> None:
         try:
-            self.manifest = Manifest.from_json(read_text(self.folder / MANIFEST))
+            self.manifest = manifest.Manifest.from_json(read_text(self.folder / manifest.MANIFEST))
         except BundleError as error:
             raise BundleError(f"{self.folder}: {error}") from None
         for name, record in self.manifest.files.items():
@@ -103,31 +92,33 @@ class Bundle:
                 raise BundleError(f"{self.folder} was replaced while it was in use ({name} is another): load it again")
 
     def embeddings(self) -> Embeddings:
-        """Opens the token embeddings, [vocab, hidden] in ``PRECISIONS[precision]``.
+        """Opens the token embeddings, [vocab, hidden] in ``manifest.PRECISIONS[precision]``.
 
         Raises:
             BundleError: they cannot be read, or one of the files that a model reads whole was replaced meanwhile.
         """
         model = self.manifest.model
         shape = (model.vocab_size, model.hidden_size)
-        opened = Embeddings(self.path(EMBEDDINGS), shape, PRECISIONS[self.manifest.precision])
-        self.require_same(EMBEDDINGS, TOKENIZER, CHAT_TEMPLATE)
+        opened = Embeddings(self.path(manifest.EMBEDDINGS), shape, manifest.PRECISIONS[self.manifest.precision])
+        self.require_same(manifest.EMBEDDINGS, manifest.TOKENIZER, manifest.CHAT_TEMPLATE)
         return opened
 
-    def _check_file(self, name: str, record: FileRecord, verify: bool, progress: Progress | None) -> None:
+    def _check_file(self, name: str, record: manifest.FileRecord, verify: bool, progress: Progress | None) -> None:
         file = self.folder / name
         found = require_file(file, remedy=f": {_REMEDY}")
         self._seen[name], size = _identity(found), found.st_size
         if size != record.size:
-            raise BundleError(f"{file} has {size:,} bytes, {MANIFEST} says {record.size:,}: {_REMEDY}")
-        if name in (VISION_GRAPH, DECODER_GRAPH, VISUAL_DECODER_GRAPH):
+            raise BundleError(f"{file} has {size:,} bytes, {manifest.MANIFEST} says {record.size:,}: {_REMEDY}")
+        if name in (manifest.VISION_GRAPH, manifest.DECODER_GRAPH, manifest.VISUAL_DECODER_GRAPH):
             data = read_bytes(file)
             for place in _LOCATION.finditer(data):
                 named = data[place.end() : place.end() + place[1][0]].decode(errors="replace")
                 if named not in self.manifest.files:
-                    raise BundleError(f"{file} takes weights from {named!r}, which {MANIFEST} does not list: {_REMEDY}")
+                    raise BundleError(
+                        f"{file} takes weights from {named!r}, which {manifest.MANIFEST} does not list: {_REMEDY}"
+                    )
         if verify and sha256_of(file, progress) != record.sha256:
-            raise BundleError(f"{file} was altered, its SHA-256 is not that of {MANIFEST}: {_REMEDY}")
+            raise BundleError(f"{file} was altered, its SHA-256 is not that of {manifest.MANIFEST}: {_REMEDY}")
 
 
 def _identity(found: os.stat_result) -> tuple[int, ...]:
