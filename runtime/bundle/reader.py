@@ -59,8 +59,9 @@ class Bundle:
         raise BundleError(f"{self.folder} is replaced faster than it can be read: wait for what writes it")
 
     def _read(self, verify: bool, progress: Progress | None) -> None:
+        text = read_text(self.folder / manifest.MANIFEST)
         try:
-            self.manifest = manifest.Manifest.from_json(read_text(self.folder / manifest.MANIFEST))
+            self.manifest = manifest.Manifest.from_json(text)
         except BundleError as error:
             raise BundleError(f"{self.folder}: {error}") from None
         for name, record in self.manifest.files.items():
