@@ -31,8 +31,24 @@ BUILD = ROOT / "build/test-plugin"
 ARCHITECTURE = "80-virtual"
 """PTX, which any later GPU compiles for itself: one is enough where no kernel runs, whatever GPU engines are for."""
 
+SLOW = (
+    *("test_docs.py", "benchmarks", "examples", "plugins_trt/test_build.py", "plugins_trt/test_kernels.py"),
+    *("plugins_trt/test_kernels_build.py", "plugins_trt/test_plugin.py", "calibration/test_calibration_command.py"),
+    *("export/engines", "export/recorded", "export/test_cpu_target.py", "export/test_onnx_command.py"),
+    *("export/passes", "export/quantized/test_rewrite.py"),
+    *("runtime/bench", "runtime/chat", "runtime/images/test_frames.py", "runtime/test_shared_session.py"),
+)
+"""Where tests are marked slow as a whole: they run commands, compilers and TensorRT. ``make test-quick`` skips them."""
+
 # A shell's background jobs ignore interrupts, and so would the processes that tests interrupt: they inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what ``SLOW`` lists."""
+    for item in items:
+        if item.path.is_relative_to(ROOT) and item.path.relative_to(ROOT / "tests").as_posix().startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 @contextmanager
