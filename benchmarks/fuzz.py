@@ -48,7 +48,7 @@ _TURNS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 """What Unicode calls characters that turn the direction of text."""
 PATIENCE = 120
 """Seconds after which an input counts as a hang, on a busy machine too."""
-MEMORY = 3 << 30
+MEMORY = 1 << 30
 """Bytes of anonymous and mapped memory that the process may have at its peak: what it has with torch and a bundle is
 about a third of that."""
 QUESTION = "How many shapes are there?"

@@ -82,10 +82,8 @@ def check_forward(bundle: Bundle, checkpoint: Checkpoint) -> str:
     worst = float(np.max(differences))
     # Written so that NaN fails.
     if not worst <= TOLERANCE[form]:
-        raise CheckpointError(
-            f"the exported graphs differ from PyTorch by {worst:.1e} of the largest value, expected at most "
-            f"{TOLERANCE[form]:.0e}: please report this"
-        )
+        far = f"{worst:.1e} of the largest value, expected at most {TOLERANCE[form]:.0e}"
+        raise CheckpointError(f"the exported graphs differ from PyTorch by {far}: please report this")
     return f"checked: a forward pass differs from PyTorch by {worst:.1e} of the largest value"
 
 

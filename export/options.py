@@ -59,7 +59,5 @@ class ExportOptions:
         if self.max_length is None:
             return min(DEFAULT_MAX_LENGTH, most)
         if not 1 <= self.max_length <= most:
-            raise OptionError(
-                f"--max-length {self.max_length} does not fit: the checkpoint has max_position_embeddings = {most}"
-            )
+            raise OptionError(f"--max-length {self.max_length} does not fit: max_position_embeddings = {most}")
         return self.max_length

@@ -102,10 +102,8 @@ class BundleWriter:
         """
         free = shutil.disk_usage(self.folder).free
         if free < size:
-            raise BundleError(
-                f"the bundle needs {size_text(size)}, {self.target.parent} has {size_text(free)} free: "
-                "free some space, or choose another disk with -o"
-            )
+            room = f"{self.target.parent} has {size_text(free)} free"
+            raise BundleError(f"the bundle needs {size_text(size)}, {room}: free some, or choose another disk with -o")
 
     @contextmanager
     def open(self, name: str) -> Iterator[HashingFile]:

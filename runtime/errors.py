@@ -67,10 +67,8 @@ class NotCopied:
     """Base of what holds caches or open files, which a copy would share: ``copy`` and ``pickle`` are refused."""
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            f"a {type(self).__name__} cannot be copied or pickled: load the bundle once in each process, and begin a "
-            "session for each conversation"
-        )
+        remedy = "load the bundle once in each process, and begin a session for each conversation"
+        raise TypeError(f"a {type(self).__name__} cannot be copied or pickled: {remedy}")
 
 
 @contextmanager

@@ -52,10 +52,8 @@ class LoadedBundle(NotCopied):
         self.tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
         self.template = ChatTemplate.from_file(bundle.path(CHAT_TEMPLATE))
         if self.tokenizer.vocab_size != bundle.manifest.model.vocab_size:
-            raise BundleError(
-                f"{bundle.folder}: the tokenizer has {self.tokenizer.vocab_size} tokens, the model "
-                f"{bundle.manifest.model.vocab_size}: export the bundle again"
-            )
+            sizes = f"{self.tokenizer.vocab_size} tokens, the model {bundle.manifest.model.vocab_size}"
+            raise BundleError(f"{bundle.folder}: the tokenizer has {sizes}: export the bundle again")
         self.stop_ids = frozenset(map(self.tokenizer.id_of, self.template.stop_tokens))
         self._embeddings = bundle.embeddings()
 
@@ -85,9 +83,7 @@ class LoadedBundle(NotCopied):
         """
         folder = bundle if bundle is not None else os.environ.get(BUNDLE_VARIABLE)
         if not folder:
-            raise BundleError(
-                f'no bundle given: pass bundle="FOLDER" (--bundle FOLDER), or set {BUNDLE_VARIABLE}=FOLDER'
-            )
+            raise BundleError(f'no bundle given: pass bundle="FOLDER" (--bundle FOLDER), or set {BUNDLE_VARIABLE}')
         # Thousands of threads would take the machine minutes to start, deaf to every signal.
         require_whole("threads", threads, 1, max(_MOST_THREADS, os.cpu_count() or 1))
         opened = Bundle(folder, verify, progress)

@@ -66,9 +66,7 @@ class Session(NotCopied):
             raise OptionError("expected either bundle or model, got both: a model has its bundle already")
         elif not isinstance(model, LoadedBundle):
             kind = type(model).__name__
-            raise OptionError(
-                f"expected model as runtime.load returns it, got {kind}: pass a bundle's folder as bundle"
-            )
+            raise OptionError(f"expected model as runtime.load returns it, got {kind}: pass a folder as bundle")
         self._model = model
         self._conversation = Conversation(
             model.template, model.tokenizer, model.image_processor.tokens_per_tile, system

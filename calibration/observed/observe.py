@@ -94,9 +94,7 @@ class _Observation:
             rows, statistics = outputs[matrix.output], self._record.observed[matrix.name][half]
             drawn = priorities(seed, self._example, PHASES.index(self.phase), self._piece, len(rows))
             if not getattr(statistics, self.phase).update(rows, drawn):
-                raise CalibrationError(
-                    f"{matrix.name}: its input has NaN or infinite values in {self._place}: {_NOT_FINITE}"
-                )
+                raise CalibrationError(f"{matrix.name} is given NaN or infinite values in {self._place}: {_NOT_FINITE}")
         positions = inputs[POSITION_IDS][0]
         for name, cache in inputs.items():
             if name.startswith(PAST):

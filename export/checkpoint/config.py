@@ -83,9 +83,7 @@ class _Reader:
     def get(self, key: str, kind: type[T], default: T | None = None) -> T:
         value = self.value(key, default)
         if value is None:
-            raise CheckpointError(
-                f"{self.file}: key {self.prefix}{key} is missing; it is not the config.json of a Mono-InternVL"
-            )
+            raise CheckpointError(f"{self.file}: key {self.prefix}{key} is missing; it is not of a Mono-InternVL")
         if kind is float and type(value) is int and abs(value) <= _MOST:
             value = float(value)
         if type(value) is not kind:

@@ -93,10 +93,7 @@ def check_lengths(manifest: Manifest, max_length: int | None, max_batch: int) ->
     """
     most = manifest.model.max_length
     if max_length is not None and not 1 <= max_length <= most:
-        raise OptionError(
-            f"--max-length {max_length} does not fit: the bundle was exported with --max-length {most}, and takes 1 to "
-            "that"
-        )
+        raise OptionError(f"--max-length {max_length} does not fit: the bundle was exported with --max-length {most}")
     require_whole("--max-batch", max_batch, 1, _MOST_BATCH)
     return most if max_length is None else max_length
 
@@ -131,7 +128,7 @@ def choose_capability(target: Target, named: int | None, present: int | None, bu
         raise OptionError(f"TensorRT builds for the GPU at hand, SM {present}: leave out --sm {chosen}")
     if chosen is None:
         raise OptionError(
-            "there is no GPU here: name the one of the device with --sm, as 87 for Orin, 89 for Ada or 110 for Thor"
+            "there is no GPU here: name the device's with --sm, as 87 for Orin, 89 for Ada or 110 for Thor"
         )
     if not 10 <= chosen < 1000:
         raise OptionError(f"--sm is a compute capability without its dot, as 87 for Orin's 8.7, got {chosen}")

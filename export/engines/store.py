@@ -60,9 +60,7 @@ def staging_folder(bundle: Bundle, size: int) -> Iterator[Path]:
         engines.mkdir(exist_ok=True)
         folder = stack.enter_context(work_folder(engines / "plans"))
     except OSError as error:
-        raise BundleError(
-            f"{engines} cannot be written ({error.strerror}): copy the bundle to where you may write"
-        ) from None
+        raise BundleError(f"{engines} cannot be written ({error.strerror}): copy the bundle elsewhere") from None
     try:
         with stack:
             free = shutil.disk_usage(engines).free

@@ -102,9 +102,7 @@ def attributes(node: ir.Node, wanted: Sequence[str], **fixed: int | str) -> dict
     given = {name: attribute.value for name, attribute in node.attributes.items()}
     for name, value in given.items():
         if name not in wanted and (name not in fixed or value != fixed[name]):
-            raise BundleError(
-                f"{node.op_type} {node.name} has {name} = {value}, which is not known: export the bundle again"
-            )
+            raise BundleError(f"{node.op_type} {node.name} has {name} = {value}, unknown here: export the bundle again")
     return {name: value for name, value in given.items() if name in wanted}
 
 

@@ -94,10 +94,7 @@ def check_source(manifest: Manifest, mode: str, form: str, kv_cache: bool = Fals
             f"mode {mode} fixes scales of activations, which ONNX Runtime's CPU kernels choose themselves: choose w8a16"
         )
     if form != CPU and kv_cache:
-        raise QuantizationError(
-            f"INT8 caches are for ONNX Runtime on a CPU, and form {form} is not: choose --form cpu, or leave out "
-            "--kv-cache"
-        )
+        raise QuantizationError(f"INT8 caches are not for form {form}: choose --form cpu, or leave out --kv-cache")
     if kv_cache and manifest.opset < OPSET:
         raise QuantizationError(
             f"INT8 caches need graphs of opset {OPSET}, and the bundle's are of opset {manifest.opset}: export it "

@@ -119,8 +119,6 @@ def _finite(plan: MatrixPlan, weights: Weights) -> Iterator[tuple[slice, quantiz
     start = 0
     for block in weights.blocks(plan.name):
         if not np.isfinite(block).all():
-            raise QuantizationError(
-                f"{plan.name} holds NaN or infinite values, which integers cannot: export the bundle again"
-            )
+            raise QuantizationError(f"{plan.name} holds NaN or infinite values: export the bundle again")
         yield slice(start, start + len(block)), block
         start += len(block)

@@ -114,10 +114,8 @@ def _checked(weights: Weights, plan: QuantizationPlan, form: str) -> dict[str, M
         elif matrix.bits != 8:
             raise QuantizationError(f"{matrix.name}: {matrix.bits} bits have a scale a block, not a row")
         elif matrix.scale.shape != shape[:1] or not (np.isfinite(matrix.scale) & (matrix.scale > 0)).all():
-            raise QuantizationError(
-                f"{matrix.name}: scale should be {shape[0]} positive numbers, got {matrix.scale.shape} from "
-                f"{matrix.scale.min()}"
-            )
+            got = f"{matrix.scale.shape} from {matrix.scale.min()}"
+            raise QuantizationError(f"{matrix.name}: scale should be {shape[0]} positive numbers, got {got}")
         if (matrix.input_scale is not None) != (plan.mode == W8A8):
             raise QuantizationError(f"{matrix.name}: input_scale is {matrix.input_scale}, and the mode is {plan.mode}")
         if matrix.input_scale is not None and not 0 < matrix.input_scale < np.inf:

@@ -47,9 +47,7 @@ def record(bundle: Bundle, progress: Callable[[int], object]) -> dict[str, bytes
         BackendError: ONNX Runtime cannot run a graph.
     """
     if bundle.manifest.by_expert:
-        raise BundleError(
-            f"{bundle.folder} is made for ONNX Runtime on a CPU: no engine is built from it, so nothing is recorded"
-        )
+        raise BundleError(f"{bundle.folder} is made for ONNX Runtime on a CPU: no engine is built from it")
     recording, runner = _record(bundle, progress), f"onnxruntime {ort.__version__}, float32"
     return form.to_files(recording, form.made_of(bundle.manifest), runner)
 

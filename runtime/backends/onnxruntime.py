@@ -76,10 +76,7 @@ class OnnxRuntimeBackend:
 
     def _require_format(self) -> None:
         if self.bundle.manifest.precision == "bf16":
-            raise BackendError(
-                f"{self.bundle.folder} holds bf16, for which ONNX Runtime has no CPU kernels: export it with --dtype "
-                "fp32"
-            )
+            raise BackendError(f"{self.bundle.folder} holds bf16, which needs a GPU: export it with --dtype fp32")
 
     def _require_version(self) -> None:
         manifest, remedy = self.bundle.manifest, "pip install -U onnxruntime"

@@ -30,11 +30,7 @@ _TEGRA = (53, 62, 72, 87, 101, 110)
 """Jetsons, for which no machine code of another GPU is, nor theirs for others (CUDA Programming Guide)."""
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
-_SYSTEM = (
-    Path("/usr/local/lib"),
-    Path("/usr/lib") / (sysconfig.get_config_var("MULTIARCH") or ""),
-    Path("/usr/lib"),
-)
+_SYSTEM = (Path("/usr/local/lib"), Path("/usr/lib") / (sysconfig.get_config_var("MULTIARCH") or ""), Path("/usr/lib"))
 
 
 def plugin_library() -> Path:

@@ -125,10 +125,8 @@ def _grid(processor: ImageProcessor, tiles: int) -> int:
     grids = range(processor.min_tiles, processor.max_tiles + 1) if processor.dynamic_image_size else (1,)
     possible = {processor.tiles(columns * size, size, columns): columns for columns in grids}
     if tiles not in possible:
-        raise OptionError(
-            f"--tiles: no picture is cut into {tiles} tiles, the thumbnail counted; expected one of 0, "
-            f"{', '.join(map(str, possible))}"
-        )
+        expected = f"expected one of 0, {', '.join(map(str, possible))}"
+        raise OptionError(f"--tiles: no picture is cut into {tiles} tiles, the thumbnail counted; {expected}")
     return possible[tiles]
 
 

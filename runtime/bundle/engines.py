@@ -84,9 +84,7 @@ def why_stale(
     elif record.weights_sha256 != now[weights].sha256:
         reason = f"was built with other {weights} than the bundle has now"
     elif record.plugin_sha256 and plugin_sha256 is not None and record.plugin_sha256 != plugin_sha256:
-        reason = (
-            f"was built with another plugin library (SHA-256 {record.plugin_sha256[:12]}…, now {plugin_sha256[:12]}…)"
-        )
+        reason = f"was built with another plugin (SHA-256 {record.plugin_sha256[:12]}…, now {plugin_sha256[:12]}…)"
     elif record.max_length > manifest.model.max_length:
         reason = f"was built for {record.max_length} tokens, the bundle has {manifest.model.max_length}"
     else:

@@ -141,16 +141,11 @@ class Quantization:
                 f"{', '.join((*MODES, W4A16))} in {QDQ} and {CPU}: update monoedge"
             )
         if not set(self.experts) <= {"text", "visual"}:
-            raise BundleError(
-                f"the bundle has quantized experts {list(self.experts)}, this runtime reads text and visual: update "
-                "monoedge"
-            )
+            raise BundleError(f"the bundle's experts are {list(self.experts)}, not text or visual: update monoedge")
         for name in ("attention", "lm_head", "kv_cache"):
             _typed(vars(self), name, bool)
         if self.kv_cache and self.form != CPU:
-            raise BundleError(
-                f"the bundle has INT8 caches in form {self.form}, this runtime reads them in {CPU}: update monoedge"
-            )
+            raise BundleError(f"the bundle has INT8 caches in form {self.form}, not {CPU}: update monoedge")
 
 
 @dataclass(frozen=True)
@@ -213,12 +208,11 @@ class Manifest:
         version = values.pop("format_version", None)
         if version != FORMAT_VERSION:
             advice = "update monoedge" if isinstance(version, int) and version > FORMAT_VERSION else "export it again"
-            raise BundleError(
-                f"the bundle has format version {version!r:.200}, this runtime reads {FORMAT_VERSION}: {advice}"
-            )
+            known = f"this runtime reads {FORMAT_VERSION}"
+            raise BundleError(f"the bundle has format version {version!r:.200}, {known}: {advice}")
         values = {"opset": cls.opset, "engines": {}, "quantization": None} | values
         kinds = {"name": str, "precision": str, "operators": dict, "created_by": dict, "opset": int}
-        quantization = values["quantization"]
+        quantization, of_what = values["quantization"], f"{MANIFEST}, quantization"
         try:
             manifest = cls(
                 **{name: _typed(values, name, kind) for name, kind in kinds.items()},
@@ -226,9 +220,7 @@ class Manifest:
                 image=read_record(ImageProcessor, values["image"], f"{MANIFEST}, image"),
                 files=_records(FileRecord, _typed(values, "files", dict)),
                 engines=_records(EngineRecord, _typed(values, "engines", dict)),
-                quantization=None
-                if quantization is None
-                else read_record(Quantization, quantization, f"{MANIFEST}, quantization"),
+                quantization=None if quantization is None else read_record(Quantization, quantization, of_what),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise BundleError(f"{MANIFEST} is damaged: {error}; {_AGAIN}") from None
@@ -237,10 +229,8 @@ class Manifest:
 
     def _check(self) -> None:
         if self.precision not in PRECISIONS:
-            raise BundleError(
-                f"the bundle has precision {self.precision!r:.200}, this runtime reads {', '.join(PRECISIONS)}: "
-                "update monoedge"
-            )
+            known = f"this runtime reads {', '.join(PRECISIONS)}"
+            raise BundleError(f"the bundle has precision {self.precision!r:.200}, {known}: update monoedge")
         for name, version in self.operators.items():
             if type(version) is not int or OPERATOR_VERSIONS.get(name) != version:
                 raise BundleError(
@@ -277,7 +267,5 @@ def _records(kind: type[T], values: dict[str, Any]) -> dict[str, T]:
         # Written as pathlib writes it, so that no file has two names.
         whole = bool(name) and name.isprintable() and "\\" not in name and str(PurePosixPath("/", name)) == f"/{name}"
         if not whole or ".." in name.split("/"):
-            raise BundleError(
-                f"{MANIFEST} names {name!r:.200}, which lies outside the bundle: do not trust this bundle"
-            )
+            raise BundleError(f"{MANIFEST} names {name!r:.200}, which lies outside the bundle: do not trust it")
     return {name: _record(kind, record) for name, record in values.items()}

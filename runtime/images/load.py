@@ -97,7 +97,5 @@ class OpenedImage:
         if 0 in size:
             raise ImageError(f"{self._name} has no pixels: expected at least 1×1, got {width}×{height}")
         if width * height > self._max_pixels:
-            raise ImageError(
-                f"{self._name} has {width}×{height} pixels, more than the {self._max_pixels} allowed (max_pixels): "
-                "shrink it first"
-            )
+            most = f"more than the {self._max_pixels} allowed (max_pixels)"
+            raise ImageError(f"{self._name} has {width}×{height} pixels, {most}: shrink it first")

@@ -84,9 +84,7 @@ class ImageProcessor:
         least, most = self.min_tiles, self.max_tiles if max_tiles is None else max_tiles
         if not self.dynamic_image_size:
             if max_tiles is not None and not (_is_count(max_tiles) and max_tiles == 1):
-                raise OptionError(
-                    f"max_tiles must be 1, got {max_tiles!r}: this checkpoint takes an image as exactly one tile"
-                )
+                raise OptionError(f"max_tiles must be 1, got {max_tiles!r}: this checkpoint takes an image as one tile")
             least = most = 1
         grid = tile_grid(width, height, image_size=self.image_size, max_tiles=most, min_tiles=least)
         return [grid, (1, 1)] if self.use_thumbnail and grid != (1, 1) else [grid]

@@ -67,7 +67,7 @@ class ChatTemplate:
                 holds = isinstance(value, str) and (bool(value) or may_be_empty)
             if not holds:
                 raise BundleError(
-                    f"chat template: {field.name} must be {expected}, got {value!r:.200}: export the bundle again"
+                    f"template: {field.name} must be {expected}, got {value!r:.200}: export the bundle again"
                 )
 
     @classmethod
@@ -160,9 +160,7 @@ class ChatTemplate:
 
     def _refuse_image_tokens(self, text: str, what: str) -> None:
         if self.image_context in text and not isinstance(text, Plain):
-            raise PromptError(
-                f"{what} contains {self.image_context}, which stands for a visual token of an image: take it out"
-            )
+            raise PromptError(f"{what} contains {self.image_context}, which stands for a visual token: take it out")
 
 
 def _require_text(text: object, what: str) -> None:

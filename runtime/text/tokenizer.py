@@ -88,16 +88,12 @@ class Tokenizer:
         for token, index in expected.items():
             if vocabulary.get(token) != index:
                 got = vocabulary.get(token, "none")
-                raise BundleError(
-                    f"tokenizer: expected {token} to have id {index} of {self.vocab_size}, got {got}: "
-                    "export the bundle again"
-                )
+                what = f"expected {token} to have id {index} of {self.vocab_size}, got {got}"
+                raise BundleError(f"tokenizer: {what}: export the bundle again")
         bytes_of = {byte_token(byte): bytes([byte]) for byte in range(256)}
         if sorted(vocabulary.values()) != list(range(self.vocab_size)) or not bytes_of.keys() <= vocabulary.keys():
-            raise BundleError(
-                "tokenizer: expected ids without gaps or repetitions and a piece for each of the 256 bytes: "
-                "export the bundle again"
-            )
+            what = "ids without gaps or repetitions and a piece for each of the 256 bytes"
+            raise BundleError(f"tokenizer: expected {what}: export the bundle again")
         self._tokenizer = tokenizer
         self._tokenizer.encode_special_tokens = True  # as letters: ``encode`` finds special tokens itself
         self._split = re.compile(f"({'|'.join(map(re.escape, sorted(expected, key=len, reverse=True)))})")

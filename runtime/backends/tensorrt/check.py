@@ -77,8 +77,7 @@ def vision_layout(plan: PlanInfo, model: ModelFacts, image: ImageProcessor, prec
     tile = (3, image.image_size, image.image_size)
     tokens = (image.tokens_per_tile, model.hidden_size)
     _require(
-        tensors,
-        {graph.PIXEL_VALUES: (True, kind, (-1, *tile)), graph.VISUAL_EMBEDS: (False, kind, (-1, *tokens))},
+        tensors, {graph.PIXEL_VALUES: (True, kind, (-1, *tile)), graph.VISUAL_EMBEDS: (False, kind, (-1, *tokens))}
     )
     profiles = _profiles(tensors[graph.PIXEL_VALUES], axis=0, what="tiles")
     return VisionLayout(profiles, Buffer(NUMPY_TYPES[kind], tile), Buffer(NUMPY_TYPES[kind], tokens))

@@ -80,11 +80,7 @@ class Tiler:
     _numbers = itertools.count()
 
     def __init__(
-        self,
-        device: Device,
-        layout: VisionLayout,
-        resize: Resize,
-        encode: Callable[[DevicePixels], npt.NDArray[Any]],
+        self, device: Device, layout: VisionLayout, resize: Resize, encode: Callable[[DevicePixels], npt.NDArray[Any]]
     ) -> None:
         self._device, self._tile, self._resize, self._encode = device, layout.tile, resize, encode
         self._done = device.event()

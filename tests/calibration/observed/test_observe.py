@@ -188,7 +188,7 @@ def damaged(folder: Path, target: Path, matrix: str, value: float) -> Path:
 
 def test_values_that_are_not_finite_name_the_layer(tiny_v1_bundle: Path, pairs: Path, tmp_path: Path) -> None:
     bundle = damaged(tiny_v1_bundle, tmp_path / "bundle", "layers.2.attention.output.weight", np.nan)
-    with pytest.raises(CalibrationError, match=r"layers\.2\.feed_forward\.text_gate_up: its input has NaN") as caught:
+    with pytest.raises(CalibrationError, match=r"layers\.2\.feed_forward\.text_gate_up is given NaN") as caught:
         observed(bundle, read_examples(pairs)[:2], tmp_path / "record.npz", everything=False)
     assert "pairs.jsonl, line 1" in str(caught.value)
     assert not (tmp_path / "record.npz").exists()

@@ -177,7 +177,7 @@ def test_interrupted_build_leaves_nothing(rtx: None, bundle: Path, library: Path
         (["--target", "trt-rtx", "--sm", "89", "--timing-cache", "x"], "--timing-cache is for builds with --target"),
         (["--target", "trt-rtx", "--sm", "89", "--print-trtexec"], "leave out --print-trtexec"),
         (["--target", "trt"], "there is none here: run this on the device, print the commands for it"),
-        (["--target", "trt", "--print-trtexec"], "name the one of the device with --sm, as 87 for Orin"),
+        (["--target", "trt", "--print-trtexec"], "name the device's with --sm, as 87 for Orin"),
         (["--target", "trt", "--print-trtexec", "--sm", "8"], "without its dot"),
         (["--target", "trt", "--sm", "87", "--print-trtexec", "--register", "x"], "--register takes plans that are"),
         (["--target", "trt", "--sm", "87", "--register", "/no/x.decoder.plan"], "/no/x.decoder.plan cannot be read"),
@@ -277,7 +277,7 @@ def test_bundle_that_cannot_be_written(
 ) -> None:
     (bundle / "engines").write_bytes(b"")
     line = refusal(capsys, "--bundle", bundle, "--target", "trt-rtx", "--sm", "89", "--plugin", plugin)
-    assert "engines cannot be written (File exists): copy the bundle to where you may write" in line
+    assert "engines cannot be written (File exists): copy the bundle elsewhere" in line
 
 
 def test_disk_without_room(

@@ -204,7 +204,7 @@ def test_registered_from_elsewhere(
     with pytest.raises(BundleError, match=r"exists already \(up to date\): add --overwrite"):
         engine(bundle, "--register", plan, "--plugin", plugin)
     plugin.write_bytes(b"built again")
-    with pytest.raises(BundleError, match=r"exists already \(stale: .* was built with another plugin library"):
+    with pytest.raises(BundleError, match=r"exists already \(stale: .* was built with another plugin"):
         engine(bundle, "--register", plan, "--plugin", plugin)
     engine(bundle, "--register", plan, "--plugin", plugin, "--overwrite")
     # In its place already, it needs no leave.

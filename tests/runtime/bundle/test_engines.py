@@ -94,7 +94,7 @@ def test_vision_plan_has_no_plugin(manifest: Manifest) -> None:
         ({"weights_sha256": "0"}, "was built with other decoder.weights than the bundle has now"),
         (
             {"plugin_sha256": "2" * 64},
-            "was built with another plugin library (SHA-256 222222222222…, now 111111111111…)",
+            "was built with another plugin (SHA-256 222222222222…, now 111111111111…)",
         ),
         ({"max_length": 9000}, "was built for 9000 tokens, the bundle has 8192"),
         ({"graph": "other.onnx"}, "was built from other.onnx, which the bundle does not have"),

@@ -171,10 +171,10 @@ def test_templates_survive_json(name):
 def test_missing_and_mistyped_values_are_refused(key):
     data = asdict(TEMPLATE)
     for value in (None, 3, [], [""], ["<|im_end|>", 2], {}):
-        with pytest.raises(BundleError, match=f"chat template: {key} must be"):
+        with pytest.raises(BundleError, match=f"template: {key} must be"):
             ChatTemplate.from_json(data | {key: value})
     if key != "system_message":
-        with pytest.raises(BundleError, match=f"chat template: {key} must be"):
+        with pytest.raises(BundleError, match=f"template: {key} must be"):
             ChatTemplate.from_json(data | {key: ""})
     del data[key]
     with pytest.raises(BundleError, match="expected the keys"):

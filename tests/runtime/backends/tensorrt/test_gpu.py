@@ -136,7 +136,7 @@ def test_memory_is_given_back(model: runtime.Model) -> None:
 def test_another_plugin_library_is_refused(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "other.so").write_bytes(b"other")
     monkeypatch.setenv("MONOEDGE_PLUGIN_LIBRARY", str(tmp_path / "other.so"))
-    with pytest.raises(runtime.BackendError, match="was built with another plugin library"):
+    with pytest.raises(runtime.BackendError, match="was built with another plugin"):
         runtime.load(built, backend="tensorrt")
 
 

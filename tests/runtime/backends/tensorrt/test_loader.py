@@ -193,7 +193,7 @@ def test_no_engine_at_all(make: Make, modules: Callable[..., None]) -> None:
     [
         ({"tensorrt": "1.8.0.5"}, "was built by version 1.8.0.5 of TensorRT, version 1.7.1.116 is here"),
         ({"tensorrt": "1.7.1"}, None),  # where the module leaves out the build
-        ({"plugin_sha256": "2" * 64}, "was built with another plugin library (SHA-256 222222222222…, now "),
+        ({"plugin_sha256": "2" * 64}, "was built with another plugin (SHA-256 222222222222…, now "),
         ({"graph_sha256": "0"}, "was built from another decoder.onnx than the bundle has now"),
         ({"weights_sha256": "0"}, "was built with other decoder.weights than the bundle has now"),
         ({"size": 5}, "has 4 bytes, its record says 5"),
