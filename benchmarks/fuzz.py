@@ -218,7 +218,8 @@ def _parent(arguments: argparse.Namespace, kind: str) -> int:
             watch.start()
             for line in process.stdout or ():
                 watch.cancel()
-                told = json.loads(line)
+                # What comes between our own lines was printed by a library.
+                told = json.loads(line) if line[0] == "{" else {"number": first, "wrong": f"printed {line.strip()!r}"}
                 if "peak" in told:
                     finished, peak = True, max(peak, told["peak"])
                 elif "wrong" in told:

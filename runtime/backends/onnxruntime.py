@@ -99,13 +99,13 @@ class OnnxRuntimeBackend:
         path, options = self.bundle.path(graph), self._options(prepacked)
         with as_backend_error(f"ONNX Runtime cannot load {path}{link_advice(self.bundle, graph)}"):
             if graph not in self._graphs:
-                return ort.InferenceSession(path, options, providers=PROVIDERS)
+                return ort.InferenceSession(path, options, providers=PROVIDERS, enable_fallback=0)
             model, weights = self._graphs[graph].model, self._graphs[graph].weights
             folder = str(self.bundle.folder.resolve())
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
             values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
             options.add_external_initializers(list(weights), values)
-            return ort.InferenceSession(model, options, providers=PROVIDERS)
+            return ort.InferenceSession(model, options, providers=PROVIDERS, enable_fallback=0)
 
     def _options(self, prepacked: bool = False) -> ort.SessionOptions:
         options = ort.SessionOptions()
