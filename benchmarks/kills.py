@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -25,8 +26,10 @@ Runs each command to its end once, then again and again, each killed after a ran
 the bundle is either not there or opens with verify=True and answers as before. At the end the command runs once more,
 after which nothing is left that was not there the first time.
 
-example:
-  python benchmarks/kills.py --ckpt examples/shapes/checkpoint --data pairs.jsonl --kills 50"""
+examples:
+  python benchmarks/kills.py --ckpt examples/shapes/checkpoint --data pairs.jsonl
+  python benchmarks/kills.py --ckpt examples/shapes/checkpoint --data pairs.jsonl --engine "--target trt-rtx --sm 120"
+"""
 
 BUNDLE = "{folder}/bundle"
 """The bundle that a command writes, in a folder of its own."""
@@ -40,12 +43,12 @@ class Command:
     Attributes:
         name: for the report.
         arguments: of Python; they write ``BUNDLE``.
-        changes: whether a bundle stands there before.
+        base: the bundle that stands there before, if one does.
     """
 
     name: str
     arguments: Sequence[str]
-    changes: bool = False
+    base: Path | None = None
 
 
 def main() -> None:
@@ -55,58 +58,54 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="questions to calibrate with")
     parser.add_argument("--kills", type=int, default=50, metavar="N", help="of each command (default 50)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the moments (default 1)")
-    parser.add_argument("--engine", nargs="*", metavar="OPTION", help="also python -m export.engine with these options")
+    parser.add_argument(
+        "--engine", metavar="OPTIONS", help="also python -m export.engine, with these options as one word"
+    )
+    parser.add_argument("--only", metavar="NAME", help="one of the commands: export, engine …")
     arguments = parser.parse_args()
     print(json.dumps(machine_facts()))
     few = ("--samples", "2", "--test-samples", "2", "--max-new-tokens", "4")
     with tempfile.TemporaryDirectory() as folder:
-        base = Path(folder) / "base"
-        _run(["-m", "export.onnx", "--ckpt", arguments.ckpt, "-o", str(base)])
-        export = ("-m", "export.onnx", "--ckpt", arguments.ckpt, "-o", "{folder}/bundle")
-        calibrate = (
-            "-m",
-            "calibration",
-            "--bundle",
-            str(base),
-            "--data",
-            arguments.data,
-            "-o",
-            "{folder}/bundle",
-            *few,
-        )
+        base, half = Path(folder) / "base", Path(folder) / "half"
+        export = ("-m", "export.onnx", "--ckpt", arguments.ckpt, "-o")
+        _run([*export, str(base)])
+        calibrate = ("-m", "calibration", "--bundle", str(base), "--data", arguments.data, "-o", BUNDLE, *few)
+        record = ("-m", "export.recording", "--bundle", BUNDLE, "--overwrite")
         commands = [
-            Command("export", export),
-            Command("export --overwrite", (*export, "--overwrite"), changes=True),
-            Command("calibration", (*calibrate, "--overwrite"), changes=True),
-            Command("recording", ("-m", "export.recording", "--bundle", BUNDLE, "--overwrite"), changes=True),
+            Command("export", (*export, BUNDLE)),
+            Command("export --overwrite", (*export, BUNDLE, "--overwrite"), base),
+            Command("calibration", (*calibrate, "--overwrite"), base),
+            Command("recording", record, base),
         ]
         if arguments.engine is not None:
-            engine = ("-m", "export.engine", "--bundle", BUNDLE, *arguments.engine)
-            commands.append(Command("engine", engine, changes=True))
+            _run([*export, str(half), "--dtype", "fp16"])  # TensorRT wants 16 bits, and a CPU has to answer
+            options = shlex.split(arguments.engine)
+            commands.append(Command("engine", ("-m", "export.engine", "--bundle", BUNDLE, *options), half))
         faults = [
             fault
             for command in commands
-            for fault in _kill(command, base, Path(folder) / "work", arguments.kills, random.Random(arguments.seed))  # noqa: S311
+            if arguments.only in (None, command.name)
+            for fault in _kill(command, Path(folder) / "work", arguments.kills, random.Random(arguments.seed))  # noqa: S311
         ]
     if faults:
         raise MonoedgeError(f"{len(faults)} faults: {'; '.join(faults)}")
 
 
-def _kill(command: Command, base: Path, folder: Path, kills: int, source: random.Random) -> list[str]:
+def _kill(command: Command, folder: Path, kills: int, source: random.Random) -> list[str]:
     """Runs and kills one command; returns what was wrong."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     null = subprocess.DEVNULL
     bundle, faults, killed = Path(BUNDLE.format(folder=folder)), list[str](), 0
-    if command.changes:
-        shutil.copytree(base, bundle)
+    if command.base is not None:
+        shutil.copytree(command.base, bundle)
     words = [word.format(folder=folder) for word in command.arguments]
     started = time.perf_counter()
     _run(words)
     took = time.perf_counter() - started
     before, answer = _names(folder), _answer(bundle)
     for number in range(kills):
-        if not command.changes:
+        if command.base is None:
             shutil.rmtree(bundle, ignore_errors=True)
         with subprocess.Popen([sys.executable, *words], stdout=null, stderr=null) as process:  # noqa: S603
             try:
@@ -114,9 +113,9 @@ def _kill(command: Command, base: Path, folder: Path, kills: int, source: random
             except subprocess.TimeoutExpired:
                 process.kill()
             killed += process.wait() == -signal.SIGKILL
-        if (command.changes or bundle.exists()) and (wrong := _wrong(bundle, answer)):
+        if (command.base is not None or bundle.exists()) and (wrong := _wrong(bundle, answer)):
             faults.append(f"{command.name}, kill {number}: {wrong}")
-    if not command.changes:
+    if command.base is None:
         shutil.rmtree(bundle, ignore_errors=True)
     _run(words)
     if left := sorted(_names(folder) - before):

@@ -291,7 +291,7 @@ def test_a_budget_keeps_the_worst_layer(shapes_bundle: Path, pairs: Path, tmp_pa
         (["--bundle", "{bundle}", "--data", "{nowhere}"], CalibrationError, "does not exist"),
         (["--bundle", "{bundle}", "--form", "cpu", "--mode", "w8a8"], QuantizationError, "choose w8a16"),
         (["--bundle", "{bundle}", "--form", "qdq", "--kv-cache"], QuantizationError, "choose --form cpu, or leave out"),
-        (["--bundle", "{bundle}", "--mode", "w8a8", "--kv-cache"], QuantizationError, "form qdq is not: choose"),
+        (["--bundle", "{bundle}", "--mode", "w8a8", "--kv-cache"], QuantizationError, "not for form qdq: choose"),
         (["--bundle", "{portable}", "--kv-cache"], QuantizationError, "INT8 caches need graphs of opset 24"),
         (["--bundle", "{bundle}", "--record", "{strange}"], CalibrationError, "another bundle"),
         (["--bundle", "{bundle}", "--max-tiles", "0"], OptionError, "--max-tiles must be a whole number from 1"),

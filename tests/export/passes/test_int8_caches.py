@@ -323,7 +323,7 @@ def test_plans_that_do_not_fit(made: Made, change: Change, message: str, tmp_pat
 
 
 def test_form_for_tensorrt_has_none(made: Made, tmp_path: Path) -> None:
-    with pytest.raises(QuantizationError, match=r"form qdq is not: choose --form cpu, or leave out --kv-cache"):
+    with pytest.raises(QuantizationError, match=r"not for form qdq: choose --form cpu, or leave out --kv-cache"):
         write_quantized(Bundle(made.source), tmp_path / "out", made.plan)
 
 

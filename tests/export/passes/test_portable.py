@@ -220,7 +220,7 @@ def newer_operator(model: onnx.ModelProto) -> None:
     [
         (mask_of_another_form, r"Attention layers\.0\.attention/Attention is not attention over caches"),
         (keys_that_are_no_cache, r"Attention layers\.0\.attention/Attention is not attention over caches"),
-        (soft_capped, r"Attention layers\.0\.attention/Attention has softcap = 30\.0, which is not known"),
+        (soft_capped, r"Attention layers\.0\.attention/Attention has softcap = 30\.0, unknown here"),
         (circular, r"TensorScatter layers\.0\.attention/TensorScatter has mode = circular"),
         (interleaved, r"RotaryEmbedding layers\.0\.attention/RotaryEmbedding has interleaved = 1"),
         (newer_operator, "has no form in opset 20|does not pass shape inference"),
