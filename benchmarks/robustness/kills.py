@@ -27,8 +27,8 @@ the bundle is either not there or opens with verify=True and answers as before. 
 after which nothing is left that was not there the first time.
 
 examples:
-  python benchmarks/kills.py --ckpt examples/shapes/checkpoint --data pairs.jsonl
-  python benchmarks/kills.py --ckpt examples/shapes/checkpoint --data pairs.jsonl --engine "--target trt-rtx --sm 120"
+  python benchmarks/robustness/kills.py --ckpt checkpoint/ --data pairs.jsonl
+  python benchmarks/robustness/kills.py --ckpt checkpoint/ --data pairs.jsonl --engine "--target trt-rtx --sm 120"
 """
 
 BUNDLE = "{folder}/bundle"

@@ -39,8 +39,8 @@ refused by one of monoedge's errors in one line of at most 2,100 characters. Wit
 answers as the undamaged one. Anything else is a fault, which is printed with its number.
 
 examples:
-  python benchmarks/fuzz.py --bundle bundle/ --ckpt examples/shapes/checkpoint --count 1000
-  python benchmarks/fuzz.py --bundle bundle/ --ckpt examples/shapes/checkpoint --kind pictures --first 4711 --count 1"""
+  python benchmarks/robustness/fuzz.py --bundle bundle/ --ckpt checkpoint/ --count 1000
+  python benchmarks/robustness/fuzz.py --bundle bundle/ --ckpt checkpoint/ --kind pictures --first 4711 --count 1"""
 
 LONGEST_MESSAGE = 2100
 """Characters of an error."""

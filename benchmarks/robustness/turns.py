@@ -20,7 +20,7 @@ Each conversation has ten turns, the first about a picture of its own; a new one
 of the turns come the memory that is not a file's, the open files and the threads. They may grow in the first only.
 
 example:
-  python benchmarks/turns.py --bundle bundle/ --turns 10000"""
+  python benchmarks/robustness/turns.py --bundle bundle/ --turns 10000"""
 
 TURNS = 10
 SLACK = 8 << 20
