@@ -21,7 +21,7 @@ from calibration.trial.budget import Trials, fit_budget, layer_name
 from calibration.trial.measure import Reference
 from calibration.trial.prober import Prober, check_examples
 from export.external_data import weights_size
-from export.quantized.bundle import check_source, write_quantized
+from export.quantized.bundle import check_source, require_room, write_quantized
 from export.quantized.quantizable import Matrix, choose_matrices, find_matrices
 from export.quantized.rewrite import decoder_files
 from export.quantized.weights import DecoderWeights
@@ -119,6 +119,7 @@ def calibrate(
     if apply_to is not None:
         source_weights = DecoderWeights(apply_to)
         _require_same(weights, source_weights, matrices)
+    require_room(source, output, matrices)
 
     prober = Prober(load(bundle.folder, threads=options.threads), options.max_tiles, options.max_new_tokens)
     check_examples(prober, [*questions.observed, *questions.tests], console)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from runtime.bundle.targets import TARGETS, Target
 from runtime.console.console import Console
+from runtime.console.files import require_output
 from runtime.console.run import make_parser, need, run
 from runtime.errors import BackendError, OptionError
 
@@ -112,6 +113,8 @@ def _target(arguments: argparse.Namespace, prints: bool, builds: bool) -> Target
         )
     if arguments.timing_cache is not None and not (builds and target.timing_cache):
         raise OptionError("--timing-cache is for builds with --target trt; TensorRT for RTX measures nothing")
+    if arguments.timing_cache is not None:
+        require_output(arguments.timing_cache, "--timing-cache")
     return target
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from export.writer import BundleWriter
+from export.writer import BundleWriter, require_space
 from plugins_trt.schema import DOMAIN, VERSION
 from runtime.bundle.manifest import PRECISIONS, weights_of
 from runtime.bundle.reader import size_text
@@ -116,7 +116,7 @@ def write_graphs(
     files = {graph.weights: graph.tensors for graph in graphs} | {n: {n: table} for n, table in (tables or {}).items()}
     size = sum(source.nbytes for tensors in files.values() for source in tensors.values())
     # Graphs, padding, tokenizer and templates are a few megabytes.
-    writer.require_space(size + other_bytes + (16 << 20))
+    require_space(writer.target, size + other_bytes + (16 << 20))
     console.say(f"writing {size_text(size)} of weights")
     with console.bar("weights", size, "B") as advance:
         for name, tensors in files.items():

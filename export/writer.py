@@ -94,17 +94,6 @@ class BundleWriter:
         if isinstance(error, OSError):
             raise BundleError(f"writing {self.target} failed: {error.strerror or error}; nothing was kept") from None
 
-    def require_space(self, size: int) -> None:
-        """Checks that ``size`` bytes fit on the disk, before any work.
-
-        Raises:
-            BundleError: they do not, with both numbers.
-        """
-        free = shutil.disk_usage(self.folder).free
-        if free < size:
-            room = f"{self.target.parent} has {size_text(free)} free"
-            raise BundleError(f"the bundle needs {size_text(size)}, {room}: free some, or choose another disk with -o")
-
     @contextmanager
     def open(self, name: str) -> Iterator[HashingFile]:
         """Gives a new file of the bundle, which is closed and taken into the manifest at the end."""
@@ -153,6 +142,19 @@ class BundleWriter:
         written = replace(manifest, files={name: self._records[name] for name in sorted(self._records)})
         (self.folder / MANIFEST).write_text(written.to_json(), encoding="utf-8")
         return written
+
+
+def require_space(target: Path, size: int) -> None:
+    """Checks that the ``size`` bytes of a bundle fit on the disk where it is to be, before any work.
+
+    Raises:
+        BundleError: they do not, with both numbers.
+    """
+    folder = next(parent for parent in user_path(target).absolute().parents if is_folder(parent))
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        room = f"{folder} has {size_text(free)} free"
+        raise BundleError(f"the bundle needs {size_text(size)}, {room}: free some, or choose another disk with -o")
 
 
 def _is_bundle(path: Path) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +10,23 @@ import runtime
 from export.errors import QuantizationError
 from export.external_data import operators, write_graphs
 from export.quantized.plan import QuantizationPlan
+from export.quantized.quantizable import Matrix
 from export.quantized.rewrite import decoder_files
 from export.quantized.weights import DecoderWeights
-from export.writer import BundleWriter
+from export.writer import BundleWriter, require_space
 from plugins_trt.function import OPSET
 from plugins_trt.schema import W8A8
-from runtime.bundle.manifest import CPU, DECODER_GRAPH, DECODER_WEIGHTS, MODES, QDQ, RECORDING, W4A16, Manifest
+from runtime.bundle.manifest import (
+    CPU,
+    DECODER_GRAPH,
+    DECODER_WEIGHTS,
+    MODES,
+    PRECISIONS,
+    QDQ,
+    RECORDING,
+    W4A16,
+    Manifest,
+)
 from runtime.bundle.reader import Bundle
 from runtime.console.console import SILENT, Console
 
@@ -52,9 +63,7 @@ def write_quantized(
     source = weights.bundle
     check_source(source.manifest, plan.mode, form, kv_cache=bool(plan.caches))
     graphs = decoder_files(weights.smoothed(plan.smoothing), plan, form, source.manifest.model)
-    # All but the decoder and the recorded set, which is that decoder's.
-    others = (name for name in source.manifest.files if Path(name).parts[0] != RECORDING)
-    kept = [name for name in others if name not in (DECODER_GRAPH, DECODER_WEIGHTS)]
+    kept = _kept(source.manifest)
     with BundleWriter(target, overwrite) as writer:
         write_graphs(writer, graphs, console, other_bytes=sum(source.manifest.files[name].size for name in kept))
         for name in kept:
@@ -66,6 +75,23 @@ def write_quantized(
         return writer.commit(
             replace(source.manifest, operators=operators(graphs), created_by=made_by, engines={}, quantization=entry)
         )
+
+
+def require_room(source: Bundle, target: Path, matrices: Collection[Matrix]) -> None:
+    """Checks that the disk holds what ``write_quantized`` will make in 8 bits, before any work.
+
+    Raises:
+        BundleError: it does not, with both numbers.
+    """
+    manifest = source.manifest
+    saved = sum(matrix.out * matrix.channels for matrix in matrices) * (PRECISIONS[manifest.precision].itemsize - 1)
+    require_space(target, sum(manifest.files[name].size for name in (DECODER_WEIGHTS, *_kept(manifest))) - saved)
+
+
+def _kept(manifest: Manifest) -> list[str]:
+    """Names the files that a quantized bundle shares: all but the decoder and its recorded set."""
+    decoder = (DECODER_GRAPH, DECODER_WEIGHTS)
+    return [name for name in manifest.files if name not in decoder and Path(name).parts[0] != RECORDING]
 
 
 def check_source(manifest: Manifest, mode: str, form: str, kv_cache: bool = False) -> None:

@@ -95,6 +95,16 @@ def test_int8_caches_of_the_same_record(
     assert runtime.Session(pairs.parent / "1.png", "How many shapes are there?", bundle=tmp_path / "int8").text
 
 
+def test_disk_without_room(small_disk: Path, shapes_bundle: Path, pairs: Path, tmp_path: Path) -> None:
+    """It is told before the model answers a question."""
+    (small_disk / "other").write_bytes(bytes(6 << 20))
+    record = tmp_path / "observed.npz"
+    with pytest.raises(BundleError, match=r"the bundle needs .* MB, .*/disk has 2\.\d MB free"):
+        calibrate(shapes_bundle, pairs, small_disk / "int8", "--record", str(record))
+    assert [item.name for item in small_disk.iterdir()] == ["other"]
+    assert not record.exists()
+
+
 def test_each_graph_is_parsed_once(
     tiny_v1_bundle: Path, tiny_v1_bf16_bundle: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

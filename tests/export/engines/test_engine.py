@@ -30,7 +30,7 @@ from runtime.bundle.reader import Bundle
 from runtime.bundle.targets import TARGETS, Target
 from runtime.console.console import SILENT
 from runtime.console.run import run
-from runtime.errors import BackendError, BundleError
+from runtime.errors import BackendError, BundleError, OptionError
 
 ROOT = Path(__file__).resolve().parents[3]
 RTX = TARGETS["trt-rtx"]
@@ -346,6 +346,14 @@ def test_process_that_aborts(
     decoder, _ = plans(Bundle(bundle), Options(RTX, 89, 512, 1))
     with pytest.raises(BackendError, match="the process that builds with TensorRT for RTX ended with SIGABRT: "):
         build_one(decoder, bundle, library, tmp_path, replace(RTX, link=None))
+
+
+def test_a_bad_timing_cache_is_told_before_the_build(bundle: Path, tmp_path: Path) -> None:
+    command = ["--bundle", str(bundle), "--target", "trt", "--timing-cache"]
+    with pytest.raises(OptionError, match=f"--timing-cache: {tmp_path} is a folder, expected the file to write"):
+        main([*command, str(tmp_path)])
+    with pytest.raises(OptionError, match=f"--timing-cache: {tmp_path}/nowhere is not a folder: make it, or choose"):
+        main([*command, str(tmp_path / "nowhere/trt.timing")])
 
 
 def test_timing_cache_is_kept(rtx: None, bundle: Path, library: Path, tmp_path: Path) -> None:
