@@ -40,8 +40,10 @@ SLOW = (
 )
 """Where tests are marked slow as a whole: they run commands, compilers and TensorRT. ``make test-quick`` skips them."""
 
-# A shell's background jobs ignore interrupts, and so would the processes that tests interrupt: they inherit that.
+# A shell's background jobs ignore interrupts, those of nohup hangups, and so would the processes that tests interrupt:
+# they inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
