@@ -6,7 +6,8 @@ in host memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -112,6 +113,16 @@ class Device(Protocol):
 
     def release(self, resources: Iterable[Resource]) -> None:
         """Frees resources, now or once no capture is going on; may be called by a finalizer."""
+
+
+@contextmanager
+def released_on_failure(device: Device, resources: Iterable[Resource]) -> Iterator[None]:
+    """Releases ``resources``, which may grow meanwhile, where the block fails."""
+    try:
+        yield
+    except BaseException:
+        device.release(resources)
+        raise
 
 
 def require_no_threads(backend: str, threads: int | None) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.backends import Array, graph
-from runtime.backends.cuda.device import Device, HostMemory, Memory, Resource
+from runtime.backends.cuda.device import Device, HostMemory, Memory, Resource, released_on_failure
 from runtime.backends.tensorrt.plan import DecoderLayout, place
 
 
@@ -19,10 +19,18 @@ class Call:
 
     def __init__(self, device: Device, layout: DecoderLayout, tokens: int) -> None:
         self._device, self._layout = device, layout
+        self.resources: list[Resource] = []
+        with released_on_failure(device, self.resources):
+            self._allocate(tokens)
+
+    def _allocate(self, tokens: int) -> None:
+        device, layout, held = self._device, self._layout, self.resources
         buffers = layout.inputs(tokens)
         offsets, size = place(buffers)
         self._host: HostMemory = device.allocate_host(size)
+        held.insert(0, self._host)
         memory: Memory = device.allocate(size)
+        held.insert(0, memory)
         self._target, self._size = memory.address, size
         self.addresses = {name: memory.address + offset for name, offset in offsets.items()}
         self._arrays = {
@@ -30,13 +38,13 @@ class Call:
             for name, offset in offsets.items()
         }
         self._embeds_at = offsets[graph.INPUTS_EMBEDS]
-        self._sent = device.event()
-        self.resources: list[Resource] = [self._sent, self._host, memory]
         if layout.updates:
             offsets, size = place({update: layout.update(tokens) for _, update in layout.caches})
             memory = device.allocate(size)
-            self.resources.append(memory)
+            held.insert(0, memory)
             self.addresses |= {name: memory.address + offset for name, offset in offsets.items()}
+        self._sent = device.event()
+        held.insert(0, self._sent)
 
     def write(self, embeds: Array, mask: npt.NDArray[np.bool_], start: int) -> None:
         """Fills the host memory with up to ``tokens`` tokens, once the GPU has read what was there."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends.cuda.device import Device, to_format
+from runtime.backends.cuda.device import Device, Resource, released_on_failure, to_format
 from runtime.backends.plugin_library import BUILD_COMMAND, plugin_library
 from runtime.backends.tensorrt.plan import Buffer, VisionLayout, place
 from runtime.errors import BackendError
@@ -146,8 +146,13 @@ class _Tables:
             self.params.append(params)
         buffers = {name: Buffer(array.dtype, array.shape) for name, array in arrays.items()}
         offsets, total = place(buffers | {"workspace": Buffer(np.dtype(np.uint8), (workspace,))})
-        host, memory = device.allocate_host(offsets["workspace"]), device.allocate(total)
-        weakref.finalize(self, device.release, [host, memory])
+        held = list[Resource]()
+        with released_on_failure(device, held):
+            host = device.allocate_host(offsets["workspace"])
+            held.append(host)
+            memory = device.allocate(total)
+            held.append(memory)
+        weakref.finalize(self, device.release, held)
         for name, array in arrays.items():
             host.array[offsets[name] : offsets[name] + array.nbytes] = array.reshape(-1).view(np.uint8)
         device.upload(host.array, memory.address)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.backends import Array, graph
-from runtime.backends.cuda.device import Device, HostMemory, Memory, Resource, to_format
+from runtime.backends.cuda.device import Device, HostMemory, Memory, Resource, released_on_failure, to_format
 from runtime.backends.tensorrt.engine import Engine, Execution
 from runtime.backends.tensorrt.plan import Buffer, VisionLayout
 from runtime.images.frames import DevicePixels
@@ -20,23 +20,33 @@ class Vision:
     def __init__(self, device: Device, engine: Engine, layout: VisionLayout, scratch: Memory) -> None:
         self._device, self._engine, self.layout = device, engine, layout
         self.resources: list[Resource] = []
+        """In the order in which they may be freed: executions before the memory that they work in."""
+        with released_on_failure(device, self.resources):
+            self._allocate(scratch)
+
+    def _allocate(self, scratch: Memory) -> None:
+        device, engine, layout, held = self._device, self._engine, self.layout, self.resources
         if engine.info.scratch > scratch.size:
             scratch = device.allocate(engine.info.scratch)
-            self.resources.append(scratch)
-        self._executions: dict[int, Execution] = {
-            profile.index: engine.execution(profile.index, scratch, static=False) for profile in layout.profiles
-        }
-        self._pixels, self._tokens = (
-            (device.allocate_host(layout.chunk * tile.nbytes), device.allocate(layout.chunk * tile.nbytes))
-            for tile in (layout.tile, layout.tokens)
-        )
+            held.insert(0, scratch)
+        pairs = []
+        for tile in (layout.tile, layout.tokens):
+            host = device.allocate_host(layout.chunk * tile.nbytes)
+            held.insert(0, host)
+            memory = device.allocate(layout.chunk * tile.nbytes)
+            held.insert(0, memory)
+            pairs.append((host, memory))
+        self._pixels, self._tokens = pairs
         self._done = device.event()
-        # Executions before the memory that they work in.
-        self.resources = [*self._executions.values(), self._done, *self._pixels, *self._tokens, *self.resources]
-        for execution in self._executions.values():
+        held.insert(0, self._done)
+        self._executions: dict[int, Execution] = {}
+        for profile in layout.profiles:
+            execution = engine.execution(profile.index, scratch, static=False)
+            held.insert(0, execution)
             execution.set_addresses(
                 {graph.PIXEL_VALUES: self._pixels[1].address, graph.VISUAL_EMBEDS: self._tokens[1].address}
             )
+            self._executions[profile.index] = execution
 
     def encode(self, pixel_values: npt.NDArray[np.float32]) -> Array:
         """Takes float32 [tiles, 3, size, size] to [tiles · tokens_per_tile, hidden]."""
