@@ -7,24 +7,29 @@ since no two run at once; a small board has room for one only.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-import warnings
 import weakref
+from collections import deque
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends import Array, graph
-from runtime.backends.cuda.device import Device, Graph, Resource
+from runtime.backends import Array
+from runtime.backends.cuda.device import Device, Resource, released_on_failure
 from runtime.backends.tensorrt.call import Call
-from runtime.backends.tensorrt.engine import Engine
+from runtime.backends.tensorrt.engine import Engine, Execution
 from runtime.backends.tensorrt.pixels import Resize, Tiler
-from runtime.backends.tensorrt.plan import DecoderLayout, VisionLayout, place
+from runtime.backends.tensorrt.plan import DecoderLayout, VisionLayout
+from runtime.backends.tensorrt.sequence import SequenceMemory
 from runtime.backends.tensorrt.vision import Vision
 from runtime.errors import BackendError
 from runtime.images.frames import DeviceImage, DevicePixels
 from runtime.images.preprocess import ImageProcessor
+
+T = TypeVar("T")
 
 
 class EngineBackend:
@@ -56,16 +61,20 @@ class EngineBackend:
         self._open_vision, self._open_resize = open_vision, open_resize
         self._vision: Vision | None = None
         self._tiler: Tiler | None = None
-        with device:
+        self._held = list[Resource]()
+        self._prefills: dict[int, Execution] = {}
+        with device, released_on_failure(device, self._held):
             self.scratch = device.allocate(self.engine.info.scratch)
-            self._prefills = {
-                profile.index: self.engine.execution(profile.index, self.scratch, static=False)
-                for profile in self.layout.profiles
-                if profile.maximum > 1
-            }
+            self._held.insert(0, self.scratch)
+            for profile in self.layout.profiles:
+                if profile.maximum > 1:
+                    execution = self.engine.execution(profile.index, self.scratch, static=False)
+                    self._held.insert(0, execution)
+                    self._prefills[profile.index] = execution
             self._call = Call(device, self.layout, self.chunk)
-        self._held: list[Resource] = [*self._prefills.values(), *self._call.resources, self.scratch]
-        weakref.finalize(self, device.release, self._held)
+            self._held[:0] = self._call.resources
+        self._idle = deque[SequenceMemory]()
+        weakref.finalize(self, _free, device, self._idle, self._held)
 
     def encode_image(self, pixel_values: npt.NDArray[np.float32]) -> Array:
         """Takes [tiles, 3, size, size] to [tiles · tokens_per_tile, hidden]."""
@@ -81,13 +90,47 @@ class EngineBackend:
         with self.lock, self.device:
             if self._tiler is None:
                 self._tiler = Tiler(self.device, self._opened_vision().layout, self._open_resize(), self._encode_device)
-            return self._tiler(image, processor, max_tiles)
+            tiler = self._tiler
+            return self._with_room(lambda: tiler(image, processor, max_tiles))
 
     def _opened_vision(self) -> Vision:
         if self._vision is None:
-            self._vision = Vision(self.device, *self._open_vision(), self.scratch)
+            self._vision = self._with_room(lambda: Vision(self.device, *self._open_vision(), self.scratch))
             self._held[:0] = self._vision.resources
         return self._vision
+
+    def take(self) -> SequenceMemory:
+        """Returns the caches of a sequence that ended, or new ones.
+
+        Raises:
+            BackendError: they do not fit.
+        """
+        with contextlib.suppress(IndexError):
+            return self._idle.pop()
+        try:
+            return SequenceMemory(self.device, self.engine, self.layout, self.scratch)
+        except BackendError as error:
+            raise BackendError(
+                f"the caches for {self.max_length} tokens do not fit: {error}; end other sessions, or build an engine "
+                "for fewer tokens (--max-length)"
+            ) from None
+
+    def give_back(self, memory: SequenceMemory) -> None:
+        """Keeps the caches of a sequence that ended for the next, unless a call failed; a finalizer calls this."""
+        if memory.failed:
+            self.device.release(memory.resources)
+        else:
+            self._idle.append(memory)
+
+    def _with_room(self, make: Callable[[], T]) -> T:
+        """Makes something; where that fails, once more without the caches that wait for a next sequence."""
+        try:
+            return make()
+        except BackendError:
+            if not self._idle:
+                raise
+            _free(self.device, self._idle, [])
+            return make()
 
     def new_context(self) -> EngineContext:
         """Returns empty caches for a new sequence."""
@@ -103,95 +146,47 @@ class EngineBackend:
         self._call.update(addresses, start, len(embeds))
 
 
-class EngineContext:
-    """The caches of one sequence in device memory, each bound as input and as output.
+def _free(device: Device, idle: deque[SequenceMemory], held: list[Resource]) -> None:
+    with contextlib.suppress(IndexError):
+        while True:
+            device.release(idle.pop().resources)
+    device.release(held)
 
-    Decoding has an execution of its own, whose shapes and addresses never change, so that a recorded graph stays valid.
-    Prompts are computed by executions that all sequences share.
-    """
+
+class EngineContext:
+    """One sequence. Prompts are computed by executions that all sequences share."""
 
     def __init__(self, backend: EngineBackend) -> None:
         self.capacity = 0
         self._backend = backend
-        self._graph: Graph | None = None
-        self._ran = False
 
     def reserve(self, capacity: int) -> None:
-        """Allocates the caches, for as many tokens as the engine was built for."""
+        """Gets caches for as many tokens as the engine was built for: those of a sequence that ended, or new ones."""
         backend = self._backend
         if capacity > backend.max_length:
             raise BackendError(f"{capacity} tokens were asked for, but {backend.length_limit}")
-        if not self.capacity:
-            with backend.lock, backend.device:
-                self._allocate(backend.device, backend.layout)
-            self.capacity = backend.max_length
-
-    def _allocate(self, device: Device, layout: DecoderLayout) -> None:
-        offsets, size = place({past: layout.cache for past, _ in layout.caches} | {graph.LOGITS: layout.logits})
-        try:
-            memory = device.allocate(size)
-        except BackendError as error:
-            raise BackendError(
-                f"the caches for {layout.capacity} tokens do not fit: {error}; end other sessions, or build an engine "
-                "for fewer tokens (--max-length)"
-            ) from None
-        # Zeros: masked values are multiplied by 0, and 0 · NaN would be NaN.
-        device.zero(memory.address, size)
-        self._addresses = {name: memory.address + offset for name, offset in offsets.items()}
-        if not layout.updates:
-            self._addresses |= {present: self._addresses[past] for past, present in layout.caches}
-        self._call = Call(device, layout, 1)
-        host = device.allocate_host(layout.logits.nbytes)
-        self._logits = host.array.view(layout.logits.dtype)
-        self._done = device.event()
-        self._execution = self._backend.engine.execution(layout.profile(1).index, self._backend.scratch, static=True)
-        self._execution.set_shapes(layout.shapes(1))
-        self._execution.set_addresses(self._call.addresses | self._addresses)
-        self._held: list[Resource] = [self._execution, self._done, host, memory, *self._call.resources]
-        weakref.finalize(self, device.release, self._held)
+        if self.capacity:
+            return
+        with backend.lock, backend.device:
+            self._memory = backend.take()
+            weakref.finalize(self, backend.give_back, self._memory)
+            self._memory.clear()
+        self.capacity = backend.max_length
 
     def forward(self, inputs_embeds: Array, visual_mask: npt.NDArray[np.bool_], start: int) -> Array:
         """Runs tokens ``start`` … ``start + n``; returns the float32 logits of the last, [vocab]."""
-        backend = self._backend
-        with backend.device:
-            with backend.lock:
-                if len(inputs_embeds) == 1:
-                    self._call.write(inputs_embeds, visual_mask, start)
-                    self._enqueue_token()
-                    # Not in the graph: where they go changes with each token.
-                    self._call.update(self._addresses, start, 1)
-                else:
-                    backend.prefill(inputs_embeds, visual_mask, start, self._addresses)
-                    self._download()
-                self._done.record()
-            self._done.wait()
-        return self._logits.copy()
-
-    def _enqueue_token(self) -> None:
-        # The first run does work of TensorRT's own, which a graph must not record.
-        if self._graph is None and self._ran and self._backend.device.has_graphs and self._execution.capturable:
-            self._capture()
-        if self._graph is not None:
-            self._graph.replay()
-        else:
-            self._token()
-            self._ran = True
-
-    def _capture(self) -> None:
-        device = self._backend.device
+        backend, memory = self._backend, self._memory
         try:
-            self._graph = device.capture(self._token)
-        except BackendError as error:
-            device.has_graphs = False
-            warnings.warn(f"tokens are computed without a CUDA graph, which is slower: {error}", stacklevel=2)
-        else:
-            # Freed first, since the execution must outlive it.
-            self._held.insert(0, self._graph)
-
-    def _token(self) -> None:
-        self._call.send()
-        self._execution.enqueue()
-        self._download()
-
-    def _download(self) -> None:
-        self._backend.device.download(self._addresses[graph.LOGITS], self._logits)
+            with backend.device:
+                with backend.lock:
+                    if len(inputs_embeds) == 1:
+                        memory.decode(inputs_embeds, visual_mask, start)
+                    else:
+                        backend.prefill(inputs_embeds, visual_mask, start, memory.addresses)
+                        memory.download()
+                    memory.done.record()
+                memory.done.wait()
+        except BaseException:
+            memory.failed = True
+            raise
+        return memory.logits.copy()

@@ -21,7 +21,7 @@ from runtime.bundle.reader import Bundle
 from runtime.bundle.targets import TARGETS
 
 from ...test_golden import CASES, GOLDEN, LOGITS_TOLERANCE, load_case, turn_tensors
-from .host_device import HostDevice, HostEngine
+from .host_device import POISON, HostDevice, HostEngine
 
 PICTURE = GOLDEN / "images/portrait.png"
 QUESTION = "What is written here?"
@@ -171,23 +171,92 @@ def test_a_prompt_is_not_written_over_before_it_is_read(fresh: runtime.Model, mo
         context.reserve(40)
     expected = contexts[2].forward(prompts[0], mask, 0)
     with monkeypatch.context() as patch:
-        patch.setattr(contexts[0]._done, "wait", lambda: None)
+        patch.setattr(contexts[0]._memory.done, "wait", lambda: None)
         contexts[0].forward(prompts[0], mask, 0)
     assert device_of(fresh).queue
     other = contexts[1].forward(prompts[1], mask, 0)
-    np.testing.assert_array_equal(contexts[0]._logits, expected)
+    np.testing.assert_array_equal(contexts[0]._memory.logits, expected)
     assert not np.array_equal(other, expected)
 
 
-def test_memory_is_given_back_with_the_session(fresh: runtime.Model) -> None:
+def test_caches_of_an_ended_session_are_the_next_ones(fresh: runtime.Model) -> None:
+    """With their execution and its recorded graph, which take long to make; and what they held is not seen."""
     device = device_of(fresh)
     before = set(device.live)
     session = fresh.session(prompt=QUESTION, max_new_tokens=4)
     assert session.text is not None
+    first = device.live - before
     facts = fresh.bundle.manifest.model
     caches = 2 * facts.num_hidden_layers * facts.num_key_value_heads * 4096 * facts.head_dim * 4
-    assert caches <= sum(block.size for block in device.live - before) < 1.2 * caches
+    assert caches <= sum(block.size for block in first) < 1.2 * caches
+    alone = open_on_host(fresh.bundle.folder).session(prompt="Hello", max_new_tokens=8).text
+    for block in first:
+        if block.size >= caches:
+            block.array[: caches // 2] = POISON
     del session
+    gc.collect()
+    executions = len(fresh.backend.engine.executions)
+    for _ in range(3):
+        assert fresh.session(prompt="Hello", max_new_tokens=8).text == alone
+        gc.collect()
+    assert device.live - before == first
+    assert len(fresh.backend.engine.executions) == executions
+    assert device.captures == 1
+    # Two at once need two.
+    sessions = [fresh.session(prompt="Hello", max_new_tokens=8) for _ in range(2)]
+    assert [session.text for session in sessions] == [alone, alone]
+    assert len(fresh.backend.engine.executions) == executions + 1
+
+
+TILE = np.zeros((1, 3, 448, 448), np.float32)
+
+
+def test_caches_that_wait_make_room(tiny_v1_bundle: Path) -> None:
+    """They are freed where something else needs their memory."""
+    device = HostDevice()
+    before = device.free_bytes
+    model = open_on_host(tiny_v1_bundle, device=device)
+    opened = before - device.free_bytes
+    model.backend.encode_image(TILE)
+    seeing = before - device.free_bytes - opened
+
+    model, device = None, HostDevice(memory=opened + seeing + 1_000)
+    model = open_on_host(tiny_v1_bundle, device=device)
+    assert model.session(prompt=QUESTION, max_new_tokens=4).text is not None
+    gc.collect()
+    assert device.free_bytes < seeing
+    model.backend.encode_image(TILE)
+    assert device.free_bytes == 1_000
+
+
+def test_what_failed_in_part_holds_no_memory(tiny_v1_bundle: Path) -> None:
+    device = HostDevice()
+    model = open_on_host(tiny_v1_bundle, device=device)
+    before = set(device.live)
+    for room in (10_000, 40_000_000, 63_000_000):
+        device.free_bytes = room
+        with pytest.raises(runtime.BackendError, match="bytes are needed"):
+            model.backend.encode_image(TILE)
+        assert (device.live, device.free_bytes) == (before, room)
+    device.free_bytes = 1_000
+    with pytest.raises(runtime.BackendError, match="the caches for 4096 tokens do not fit"):
+        model.backend.new_context().reserve(1)
+    assert device.live == before
+
+
+def test_caches_of_a_call_that_failed_are_not_used_again(fresh: runtime.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    device, mask = device_of(fresh), np.zeros(1, np.bool_)
+    before = set(device.live)
+
+    def fail() -> None:
+        raise runtime.BackendError("the GPU failed")
+
+    context = fresh.backend.new_context()
+    context.reserve(1)
+    monkeypatch.setattr(context._memory.done, "record", fail)
+    with pytest.raises(runtime.BackendError, match="the GPU failed"):
+        context.forward(fresh.embed(np.arange(5, 6)), mask, 0)
+    del context
     gc.collect()
     assert device.live == before
 
