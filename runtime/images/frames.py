@@ -106,7 +106,8 @@ def device_frame(image: Any, stream: int, synchronize: Callable[[], None]) -> De
     Args:
         image: an object that ``is_device_frame`` is true for.
         stream: a CUDA stream; work enqueued on it later finds the picture finished.
-        synchronize: waits for all work of the GPU; called where the object names a stream of its own to wait for.
+        synchronize: waits for all work of the GPU; called unless the object says that there is nothing to
+            wait for.
 
     Raises:
         ImageError: a picture of another type or shape, or on another GPU.
@@ -114,7 +115,8 @@ def device_frame(image: Any, stream: int, synchronize: Callable[[], None]) -> De
     if hasattr(image, "__dlpack__"):
         return _from_dlpack(image, stream)
     interface = image.__cuda_array_interface__
-    if interface.get("stream") is not None:
+    # Version 3 of the interface says by None that there is nothing to wait for; older ones say nothing.
+    if interface.get("stream", 1) is not None:
         synchronize()
     kind, strides = interface["typestr"], interface.get("strides")
     return _frame(kind == "|u1", kind, interface["data"][0], tuple(interface["shape"]), strides, image)

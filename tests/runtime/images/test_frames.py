@@ -99,8 +99,13 @@ def test_a_producer_is_waited_for() -> None:
     device_frame(dlpack, STREAM, never)
     assert dlpack.streams == [STREAM]
     waited = []
-    device_frame(Cuda(picture(2, 3), stream=2), STREAM, lambda: waited.append(True))
-    assert waited == [True]
+    device_frame(Cuda(picture(2, 3), stream=2), STREAM, lambda: waited.append("a stream"))
+    # Numba's specification of the interface, version 3: None needs no wait; before it, there was no such field.
+    device_frame(Cuda(picture(2, 3), stream=None), STREAM, never)
+    older = Cuda(picture(2, 3))
+    del older.__cuda_array_interface__["stream"]
+    device_frame(older, STREAM, lambda: waited.append("all work"))
+    assert waited == ["a stream", "all work"]
 
 
 @pytest.mark.parametrize(
