@@ -29,7 +29,7 @@ from export.quantized.quantizable import Matrix, choose_matrices, find_matrices
 from export.quantized.weights import DecoderWeights
 from runtime.backends import Array
 from runtime.backends.graph import GraphInMemory
-from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from runtime.bundle.manifest import DECODER_GRAPH
 from runtime.bundle.reader import Bundle
 from runtime.console.console import Console

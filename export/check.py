@@ -48,7 +48,7 @@ def check_forward(bundle: Bundle, checkpoint: Checkpoint) -> str:
     if form not in TOLERANCE:
         return f"{skipped}, since ONNX Runtime has no {form} kernels for CPUs"
     try:
-        from runtime.backends.onnxruntime import OnnxRuntimeBackend
+        from runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 
         backend = OnnxRuntimeBackend(bundle)
     except BackendError as error:

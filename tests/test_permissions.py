@@ -25,7 +25,7 @@ from pathlib import Path
 from calibration.data import read_examples
 from export.checkpoint.reader import Checkpoint, locate
 from export.writer import BundleWriter
-import runtime.backends.onnxruntime
+import runtime.backends.onnxruntime.backend
 from runtime import load
 from runtime.console.files import new_folder
 from runtime.errors import MonoedgeError

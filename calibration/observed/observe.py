@@ -1,9 +1,9 @@
 """Observation: the bundle answers questions on ONNX Runtime, and the inputs of its matrices are recorded.
 
 The decoder is the bundle's own, with the inputs of its matrices as further outputs. Its weights stay in the mapped
-file. The inputs of one chunk of a prompt (``runtime.backends.onnxruntime.CHUNK`` tokens) are in memory at once, which
-is 0.5 GB for the text experts at full size. Prompts are cut into chunks as the runtime cuts them, because the last
-layer computes only the last position of each chunk.
+file. The inputs of one chunk of a prompt (``runtime.backends.onnxruntime.backend.CHUNK`` tokens) are in memory at once,
+which is 0.5 GB for the text experts at full size. Prompts are cut into chunks as the runtime cuts them, because the
+last layer computes only the last position of each chunk.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from export.quantized.quantizable import Matrix, expose, find_matrices
 from export.quantized.weights import DecoderWeights
 from runtime.backends import Array
 from runtime.backends.graph import PAST, POSITION_IDS, GraphInMemory
-from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from runtime.bundle.manifest import DECODER_GRAPH
 from runtime.model import Model
 

@@ -14,7 +14,7 @@ from export.quantized.plan import QuantizationPlan
 from export.quantized.rewrite import decoder_files
 from export.quantized.weights import DecoderWeights
 from runtime.backends.graph import GraphInMemory
-from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from runtime.bundle.manifest import FileRecord
 from runtime.model import Model
 

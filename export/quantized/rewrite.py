@@ -128,7 +128,8 @@ def _keep_from_prepacking(graph: onnx.GraphProto) -> None:
 
     ONNX Runtime copies constant matrices of every ``Gemm`` into a layout of its own, which costs their size in memory;
     it is only where ``MatMulNBits`` stands beside them that this cannot be switched off altogether
-    (``runtime.backends.onnxruntime``). What is an input might change, so it is left where it is: in the mapped file.
+    (``runtime.backends.onnxruntime.backend``). What is an input might change, so it is left where it is: in the mapped
+    file.
     """
     known = {tensor.name: tensor for tensor in graph.initializer}
     matrices = (name for node in graph.node for name in matrices_of(node).values() if name in known)

@@ -82,10 +82,9 @@ class FrameBackend(Protocol):
 
 # Where each backend's class is: module, class.
 _BACKENDS = {
-    "onnxruntime": ("runtime.backends.onnxruntime", "OnnxRuntimeBackend"),
+    "onnxruntime": ("runtime.backends.onnxruntime.backend", "OnnxRuntimeBackend"),
     "tensorrt": ("runtime.backends.tensorrt.backend", "TensorRTBackend"),
-    "onnxruntime-cuda": ("runtime.backends.onnxruntime_gpu", "CudaProviderBackend"),
-    "onnxruntime-tensorrt": ("runtime.backends.onnxruntime_gpu", "TensorRTProviderBackend"),
+    "onnxruntime-cuda": ("runtime.backends.onnxruntime.cuda", "CudaProviderBackend"),
 }
 
 NAMES = tuple(_BACKENDS)

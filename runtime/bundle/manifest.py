@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from runtime.errors import BundleError
 from runtime.images.preprocess import ImageProcessor
@@ -38,6 +39,16 @@ REQUIRED_FILES = (VISION_GRAPH, VISION_WEIGHTS, DECODER_GRAPH, DECODER_WEIGHTS, 
 
 PRECISIONS: dict[str, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2"), "bf16": np.dtype("<u2")}
 """Number formats of a bundle, and how numpy holds them: it has no bfloat16, so uint16 keeps its bits."""
+
+
+def to_format(values: npt.NDArray[np.float32], target: npt.NDArray[Any]) -> None:
+    """Writes finite float32 values to an array of a bundle's number format. bfloat16 is bits, rounded half to even."""
+    if target.dtype != np.uint16:
+        target[...] = values
+        return
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    target[...] = (bits + (np.uint32(0x7FFF) + (bits >> 16 & 1))) >> 16
+
 
 OPERATOR_VERSIONS = {
     family + form: 1

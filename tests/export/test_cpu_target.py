@@ -24,7 +24,7 @@ from export.quantized.plan import QuantizationPlan
 from export.quantized.quantize import SHRINKING, absmax_scale
 from export.recording import main as record
 from plugins_trt.schema import DOMAIN
-from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from runtime.bundle.manifest import DECODER_GRAPH, DECODER_WEIGHTS, VISION_GRAPH, VISUAL_DECODER_GRAPH, Quantization
 from runtime.bundle.reader import Bundle
 from runtime.errors import BundleError, OptionError

@@ -129,12 +129,3 @@ def require_no_threads(backend: str, threads: int | None) -> None:
     """Raises an ``OptionError`` if ``threads``, which are for a CPU, are given to a backend on a GPU."""
     if threads is not None:
         raise OptionError(f"backend {backend} computes on the GPU: leave out threads={threads}")
-
-
-def to_format(values: npt.NDArray[np.float32], target: npt.NDArray[Any]) -> None:
-    """Writes finite float32 values to an array of a bundle's number format. bfloat16 is bits, rounded half to even."""
-    if target.dtype != np.uint16:
-        target[...] = values
-        return
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    target[...] = (bits + (np.uint32(0x7FFF) + (bits >> 16 & 1))) >> 16

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends.cuda.device import Device, Resource, released_on_failure, to_format
+from runtime.backends.cuda.device import Device, Resource, released_on_failure
 from runtime.backends.plugin_library import BUILD_COMMAND, plugin_library
 from runtime.backends.tensorrt.plan import Buffer, VisionLayout, place
+from runtime.bundle.manifest import to_format
 from runtime.errors import BackendError
 from runtime.images.frames import DeviceFrame, DevicePixels, device_frame
 from runtime.images.preprocess import ImageProcessor, levels

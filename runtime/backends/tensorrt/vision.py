@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.backends import Array, graph
-from runtime.backends.cuda.device import Device, HostMemory, Memory, Resource, released_on_failure, to_format
+from runtime.backends.cuda.device import Device, HostMemory, Memory, Resource, released_on_failure
 from runtime.backends.tensorrt.engine import Engine, Execution
 from runtime.backends.tensorrt.plan import Buffer, VisionLayout
+from runtime.bundle.manifest import to_format
 from runtime.images.frames import DevicePixels
 
 

@@ -14,7 +14,7 @@ from calibration.scales.smooth import Candidate, factors, search
 from export.quantized.plan import Smoothing
 from export.quantized.weights import DecoderWeights
 from runtime.backends.graph import GraphInMemory
-from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from runtime.bundle.manifest import DECODER_GRAPH
 from runtime.bundle.reader import Bundle
 from runtime.model import Model, load

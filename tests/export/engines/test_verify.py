@@ -21,7 +21,7 @@ from export.engines import verify as engine_verify
 from export.onnx import main as export
 from export.recorded.format import MADE_OF, why_missing
 from runtime.backends.cuda.driver import Device
-from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH, EngineRecord
 from runtime.bundle.reader import Bundle
 from runtime.console.console import SILENT, Console

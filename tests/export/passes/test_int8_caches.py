@@ -28,9 +28,9 @@ from export.quantized.bundle import write_quantized
 from export.quantized.plan import QuantizationPlan
 from export.quantized.quantizable import choose_matrices, find_matrices
 from export.quantized.weights import DecoderWeights
-from runtime.backends import onnxruntime as backend_module
 from runtime.backends.graph import cache_names
-from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.backends.onnxruntime import backend as backend_module
+from runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from runtime.bundle.manifest import DECODER_GRAPH, VISUAL_DECODER_GRAPH
 from runtime.bundle.reader import Bundle
 from runtime.errors import BackendError

@@ -14,7 +14,8 @@ import pytest
 
 from export.recorded.compare import LIMITS, compare, signal_to_noise
 from export.recorded.format import Recording, read
-from runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeContext
+from runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
+from runtime.backends.onnxruntime.context import OnnxRuntimeContext
 from runtime.bundle.manifest import DECODER_GRAPH, VISION_GRAPH
 from runtime.bundle.reader import Bundle
 from runtime.errors import BackendError

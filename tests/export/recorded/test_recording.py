@@ -32,7 +32,7 @@ from export.recorded.format import CALLS, FILES, MADE_OF, made_of, read, why_mis
 from export.recording import main
 from export.writer import rewrite_manifest
 from runtime.backends.graph import INPUTS_EMBEDS, LOGITS, PAST, PIXEL_VALUES, POSITION_IDS, VISUAL_EMBEDS, VISUAL_MASK
-from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from runtime.bundle.manifest import DECODER_GRAPH, MANIFEST, RECORDING, VISION_GRAPH, EngineRecord, FileRecord, Manifest
 from runtime.bundle.reader import Bundle, sha256_of
 from runtime.errors import BundleError, MonoedgeError, OptionError

@@ -14,9 +14,9 @@ import pytest
 import runtime
 from export.engines.options import Options
 from export.engines.plan import plans
-from runtime.backends.cuda.device import to_format
 from runtime.backends.tensorrt.answering import EngineBackend
 from runtime.backends.tensorrt.check import decoder_layout, vision_layout
+from runtime.bundle.manifest import to_format
 from runtime.bundle.reader import Bundle
 from runtime.bundle.targets import TARGETS
 

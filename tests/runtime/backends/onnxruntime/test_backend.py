@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 
 from runtime.backends.graph import PAST, PRESENT, UPDATE, GraphInMemory, cache_names
-from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from runtime.bundle.manifest import DECODER_GRAPH
 from runtime.bundle.reader import Bundle
 from runtime.model import load

@@ -1,0 +1,1 @@
+"""The backends on ONNX Runtime: ``onnxruntime`` and ``onnxruntime-cuda``."""
