@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 from plugins_trt import function
 from plugins_trt.schema import EXPERT_LINEAR, OPERATORS, PLUGIN_OPERATORS, Operator
 
-from .bodies import problem_of, run_body
 from .kernels import SUCCESS, Kernels, build_for_cpu, passes
+from .operators.bodies import problem_of, run_body
 from .problems import FACTORS, KERNEL_TYPES, NUMPY_TYPES, Problem, check, covering, make, mask_of, reference
 
 

@@ -24,8 +24,8 @@ from plugins_trt.schema import (
 )
 from runtime.bundle.manifest import OPERATOR_VERSIONS
 
+from ..problems import FACTORS, NUMPY_TYPES, Data, check, make, reference
 from .bodies import arrays_of, block_size_of, body_model, problem_of, run_body, run_model
-from .problems import FACTORS, NUMPY_TYPES, Data, check, make, reference
 
 FORMS = pytest.mark.parametrize("form", QUANTIZED_OPERATORS + CPU_OPERATORS, ids=lambda form: form.name)
 INT8_FORMS = pytest.mark.parametrize("form", QUANTIZED_OPERATORS, ids=lambda form: form.name)

@@ -14,7 +14,7 @@ from export.quantized.quantize import block_scales, block_size, pack
 from plugins_trt import function
 from plugins_trt.schema import DOMAIN, EXPERTS, MATRICES, NBITS, OPERATORS, PLUGIN_OPERATORS, VERSION, Operator
 
-from .problems import NUMPY_TYPES, Data, Problem
+from ..problems import NUMPY_TYPES, Data, Problem
 
 FAMILIES = {operator.name: operator for operator in OPERATORS}
 

@@ -1,8 +1,8 @@
 // Plays TensorRT's part towards the plugin library, on a machine with neither TensorRT nor a GPU, and prints what it
 // gets as lines "key: value" for test_plugin.py.
 
-#include "../../plugins_trt/trt/exports.h"
-#include "../../plugins_trt/trt/schema.h"
+#include "../../../plugins_trt/trt/exports.h"
+#include "../../../plugins_trt/trt/schema.h"
 
 #include <NvInferRuntime.h>
 

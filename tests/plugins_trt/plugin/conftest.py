@@ -17,7 +17,7 @@ import pytest
 from export.engines.plan import Range, input_shapes
 from plugins_trt.schema import DOMAIN
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Rtx:
@@ -60,7 +60,7 @@ class Rtx:
                 for profile in profiles
             ]
         result = subprocess.run(
-            [sys.executable, ROOT / "tests/plugins_trt/rtx_child.py"],
+            [sys.executable, ROOT / "tests/plugins_trt/plugin/rtx_child.py"],
             input=json.dumps(job),
             capture_output=True,
             text=True,
