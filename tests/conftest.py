@@ -33,7 +33,7 @@ ARCHITECTURE = "80-virtual"
 
 SLOW = (
     *("test_docs.py", "benchmarks", "examples", "plugins_trt/test_build.py", "plugins_trt/test_kernels.py"),
-    *("plugins_trt/test_kernels_build.py", "plugins_trt/plugin/test_plugin.py"),
+    *("plugins_trt/test_kernels_build.py", "plugins_trt/plugin"),
     *("calibration/test_calibration_command.py", "export/engines", "export/recorded", "export/test_cpu_target.py"),
     *("export/test_onnx_command.py", "export/passes", "export/quantized/test_rewrite.py"),
     *("runtime/bench", "runtime/chat", "runtime/images/test_frames.py", "runtime/test_shared_session.py"),

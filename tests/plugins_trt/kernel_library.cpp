@@ -26,9 +26,9 @@ extern "C" std::size_t monoedgeFusedMoeWorkspace(std::int64_t rows, std::int64_t
 #include "prefill.cuh"
 
 extern "C" void monoedgeEmulate(
-    int processors, bool backwards, int failingLaunch, char const* watched, std::size_t size)
+    int processors, bool backwards, int failingLaunch, cudaError_t failure, char const* watched, std::size_t size)
 {
-    emulation::observer = {processors, 0, failingLaunch, watched, size, 0};
+    emulation::observer = {processors, 0, failingLaunch, failure, watched, size, 0};
     emulation::block.backwards = backwards;
 }
 

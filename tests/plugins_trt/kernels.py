@@ -110,13 +110,18 @@ class Kernels:
                 getattr(self.library, name).restype = ctypes.c_size_t
 
     def emulate(
-        self, processors: int = 3, backwards: bool = False, failing_launch: int = -1, watched: np.ndarray | None = None
+        self,
+        processors: int = 3,
+        backwards: bool = False,
+        failing_launch: int = -1,
+        failure: int = OUT_OF_RESOURCES,
+        watched: np.ndarray | None = None,
     ) -> None:
         """How the CPU stands in for a device: multiprocessors, the order in which threads get their turns, which launch
-        fails, and where to count the bytes that are copied from. Counts begin anew."""
+        fails and how, and where to count the bytes that are copied from. Counts begin anew."""
         begin, size = (watched.ctypes.data, watched.nbytes) if watched is not None else (0, 0)
         self.library.monoedgeEmulate(
-            processors, backwards, failing_launch, ctypes.c_void_p(begin), ctypes.c_size_t(size)
+            processors, backwards, failing_launch, failure, ctypes.c_void_p(begin), ctypes.c_size_t(size)
         )
 
     def workspace(self, problem: Problem) -> int:
@@ -209,13 +214,17 @@ def build_for_cpu(folder: Path) -> Kernels:
 
         pytest.skip("g++ is not installed")
     library = folder / "libkernels.so"
+    compile_for_cpu(library, "-x", "c++", CORE / "experts.cu", HERE / "kernel_library.cpp")
+    return Kernels(library)
+
+
+def compile_for_cpu(library: Path, *arguments: str | Path) -> None:
+    """Compiles sources against the emulated CUDA."""
     command = ["g++", "-std=c++17", "-O2", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", *WARNINGS, "-Wno-unknown-pragmas"]
     # Undefined behaviour ends the process: loads of 16 bytes at odd places, sums that leave int32.
     command += ["-fsanitize=alignment,bool,bounds,shift,signed-integer-overflow", "-fsanitize-undefined-trap-on-error"]
     command += ["-DMONOEDGE_EMULATION", f"-I{HERE / 'emulation'}", f"-I{CORE}", "-include", "cuda_runtime.h"]
-    sources = [str(CORE / "experts.cu"), str(HERE / "kernel_library.cpp")]
-    subprocess.run([*command, "-x", "c++", *sources, "-o", str(library)], check=True)
-    return Kernels(library)
+    subprocess.run([*command, *arguments, "-o", library], check=True)
 
 
 def build_for_gpu(folder: Path, nvcc: str) -> Kernels:

@@ -81,7 +81,8 @@ struct Observer
 {
     int processors{3};      ///< How many multiprocessors the device seems to have: tiles are chosen by it.
     int launches{0};        ///< Kernels started so far.
-    int failingLaunch{-1};  ///< The launch of this number fails.
+    int failingLaunch{-1};  ///< The launch of this number fails,
+    cudaError_t failure{cudaErrorLaunchOutOfResources}; ///< with this status.
     char const* watched{nullptr};
     std::size_t watchedSize{0};
     std::size_t copiedBytes{0}; ///< Copied to shared memory from what is watched.

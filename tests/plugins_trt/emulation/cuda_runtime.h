@@ -108,7 +108,7 @@ cudaError_t cudaLaunchKernelEx(cudaLaunchConfig_t const* config, void (*kernel)(
     }
     if (emulation::observer.launches++ == emulation::observer.failingLaunch)
     {
-        return cudaErrorLaunchOutOfResources;
+        return emulation::observer.failure;
     }
     emulation::launch(config->gridDim, config->blockDim, config->dynamicSmemBytes,
         [=] { kernel(static_cast<Params>(arguments)...); });

@@ -8,6 +8,8 @@ enum cudaError_t
 {
     cudaSuccess = 0,
     cudaErrorInvalidValue = 1,
+    cudaErrorNoKernelImageForDevice = 209,
+    cudaErrorUnsupportedPtxVersion = 222,
     cudaErrorLaunchOutOfResources = 701,
 };
 
@@ -22,6 +24,7 @@ enum cudaDeviceAttr
 };
 
 using cudaStream_t = struct CUstream_st*;
+using cudaEvent_t = struct CUevent_st*; ///< TensorRT's headers name it.
 
 struct uint2
 {
@@ -42,3 +45,21 @@ struct dim3
     {
     }
 };
+
+inline char const* cudaGetErrorName(cudaError_t status)
+{
+    switch (status)
+    {
+    case cudaSuccess: return "cudaSuccess";
+    case cudaErrorInvalidValue: return "cudaErrorInvalidValue";
+    case cudaErrorNoKernelImageForDevice: return "cudaErrorNoKernelImageForDevice";
+    case cudaErrorUnsupportedPtxVersion: return "cudaErrorUnsupportedPtxVersion";
+    case cudaErrorLaunchOutOfResources: return "cudaErrorLaunchOutOfResources";
+    }
+    return "unrecognized error code";
+}
+
+inline char const* cudaGetErrorString(cudaError_t)
+{
+    return "emulated";
+}
