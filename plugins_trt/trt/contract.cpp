@@ -64,6 +64,12 @@ DataType fixedType(schema::Kind kind)
     }
 }
 
+bool typeFits(schema::Tensor const& tensor, DataType type, DataType nodeType) noexcept
+{
+    bool const isFloat = nodeType == DataType::kHALF || nodeType == DataType::kBF16;
+    return tensor.kind == schema::Kind::kT ? type == nodeType && isFloat : type == fixedType(tensor.kind);
+}
+
 } // namespace
 
 void checkCounts(schema::Operator const& op, std::int32_t nbInputs, std::int32_t nbOutputs)
@@ -76,12 +82,6 @@ void checkCounts(schema::Operator const& op, std::int32_t nbInputs, std::int32_t
     throw Refusal(std::string{op.name} + " version " + schema::kVersion + " must have " + std::to_string(op.nbInputs)
         + " inputs (" + names + ") and 1 output, got " + std::to_string(nbInputs) + " and " + std::to_string(nbOutputs)
         + "; export the model with the monoedge that this plugin comes with");
-}
-
-bool typeFits(schema::Tensor const& tensor, DataType type, DataType nodeType) noexcept
-{
-    bool const isFloat = nodeType == DataType::kHALF || nodeType == DataType::kBF16;
-    return tensor.kind == schema::Kind::kT ? type == nodeType && isFloat : type == fixedType(tensor.kind);
 }
 
 void checkType(schema::Tensor const& tensor, DataType type, DataType nodeType)
@@ -101,6 +101,22 @@ void checkType(schema::Tensor const& tensor, DataType type, DataType nodeType)
             std::string{tensor.name} + " must be bfloat16 or float16" + got + "; export the model with --dtype bf16");
     }
     throw Refusal(std::string{tensor.name} + " must be " + name(nodeType) + " like the node's first input" + got);
+}
+
+bool formatFits(
+    schema::Tensor const& tensor, nvinfer1::PluginTensorDesc const& desc, DataType nodeType) noexcept
+{
+    return desc.format == nvinfer1::TensorFormat::kLINEAR && typeFits(tensor, desc.type, nodeType);
+}
+
+void checkFormat(schema::Tensor const& tensor, nvinfer1::PluginTensorDesc const& desc, DataType nodeType)
+{
+    checkType(tensor, desc.type, nodeType);
+    if (!formatFits(tensor, desc, nodeType))
+    {
+        throw Refusal(std::string{tensor.name} + " must be in the linear layout, got TensorRT's format "
+            + std::to_string(static_cast<std::int32_t>(desc.format)));
+    }
 }
 
 void Sizes::bind(schema::Tensor const& tensor, nvinfer1::Dims const& shape)
@@ -125,6 +141,22 @@ void Sizes::bind(schema::Tensor const& tensor, nvinfer1::Dims const& shape)
     {
         auto const [factor, dim] = tensor.shape[i];
         mSizes[dim] = shape.d[i] < 0 ? mSizes[dim] : shape.d[i] / factor;
+    }
+}
+
+void Sizes::requireAll(schema::Operator const& op) const
+{
+    for (std::int32_t i = 0; i <= op.nbInputs; ++i)
+    {
+        schema::Tensor const& tensor = op.tensor(i);
+        for (std::int32_t j = 0; j < tensor.rank; ++j)
+        {
+            if (mSizes[tensor.shape[j].dim] == kUnknown)
+            {
+                throw Refusal(std::string{tensor.name} + " must have a known shape, " + symbols(tensor) + ", got one"
+                    + " without " + schema::kDimNames[tensor.shape[j].dim]);
+            }
+        }
     }
 }
 

@@ -22,8 +22,12 @@ void checkCounts(schema::Operator const& op, std::int32_t nbInputs, std::int32_t
 /// Throws a Refusal unless `type` is what `tensor` may be; `nodeType` is the type of the node's first input.
 void checkType(schema::Tensor const& tensor, nvinfer1::DataType type, nvinfer1::DataType nodeType);
 
-/// Whether `type` is what `tensor` may be.
-bool typeFits(schema::Tensor const& tensor, nvinfer1::DataType type, nvinfer1::DataType nodeType) noexcept;
+/// Throws a Refusal unless `tensor` has the type and the layout that it must have.
+void checkFormat(schema::Tensor const& tensor, nvinfer1::PluginTensorDesc const& desc, nvinfer1::DataType nodeType);
+
+/// Whether `tensor` has the type and the layout that it must have.
+bool formatFits(
+    schema::Tensor const& tensor, nvinfer1::PluginTensorDesc const& desc, nvinfer1::DataType nodeType) noexcept;
 
 /// The numbers that a node's named dimensions have.
 class Sizes
@@ -42,6 +46,9 @@ public:
         return mSizes[dim];
     }
 
+    /// Throws a Refusal if a size of a node's tensors is not known.
+    void requireAll(schema::Operator const& op) const;
+
     /// batch · sequence
     std::int64_t rows() const
     {
@@ -56,5 +63,27 @@ private:
 
     std::array<std::int64_t, schema::kDims> mSizes;
 };
+
+/// Binds the first `count` tensors of an operator, its output being the last; `dims(i)` is the shape of the i-th.
+template <typename Shape>
+Sizes bindAll(schema::Operator const& op, std::int32_t count, Shape&& dims)
+{
+    Sizes sizes;
+    for (std::int32_t i = 0; i < count; ++i)
+    {
+        sizes.bind(op.tensor(i), dims(i));
+    }
+    return sizes;
+}
+
+/// Checks the types and layouts of all tensors of an operator; `desc(i)` describes the i-th.
+template <typename Describe>
+void checkFormats(schema::Operator const& op, Describe&& desc)
+{
+    for (std::int32_t i = 0; i <= op.nbInputs; ++i)
+    {
+        checkFormat(op.tensor(i), desc(i), desc(0).type);
+    }
+}
 
 } // namespace monoedge::trt

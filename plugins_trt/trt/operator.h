@@ -48,6 +48,12 @@ struct Operator
     Tensor output;
     std::int32_t nbInputs;
     Tensor inputs[kMaxInputs];
+
+    /// An input, or the output behind the last input.
+    constexpr Tensor const& tensor(std::int32_t position) const
+    {
+        return position < nbInputs ? inputs[position] : output;
+    }
 };
 
 } // namespace monoedge::schema

@@ -27,6 +27,13 @@ using nvinfer1::PluginTensorDesc;
 /// Asked for where no size can be worked out. No device has that much, so the build stops.
 constexpr std::size_t kImpossibleWorkspace{std::size_t{1} << 62};
 
+/// What to do about a failed launch, where that is known.
+char const* remedy(cudaError_t status)
+{
+    bool const isForeign = status == cudaErrorNoKernelImageForDevice || status == cudaErrorUnsupportedPtxVersion;
+    return isForeign ? "; build the library for this GPU: monoedge plugin" : "";
+}
+
 /// The dimensions that are constants in the network, the others as unknown.
 Dims known(DimsExprs const& shape)
 {
@@ -37,18 +44,6 @@ Dims known(DimsExprs const& shape)
         result.d[i] = shape.d[i]->isConstant() ? shape.d[i]->getConstantValue() : kUnknown;
     }
     return result;
-}
-
-/// Binds all inputs of an operator, and its output where there is one; `dims(i)` is the shape of the i-th.
-template <typename Shape>
-Sizes bindAll(schema::Operator const& op, std::int32_t count, Shape&& dims)
-{
-    Sizes sizes;
-    for (std::int32_t i = 0; i < count; ++i)
-    {
-        sizes.bind(i < op.nbInputs ? op.inputs[i] : op.output, dims(i));
-    }
-    return sizes;
 }
 
 /// What TensorRT asks plugins and what makes them alike: which operator they are of.
@@ -158,9 +153,7 @@ public:
         {
             return false;
         }
-        schema::Tensor const& tensor = pos < nbInputs ? mDefinition.inputs[pos] : mDefinition.output;
-        PluginTensorDesc const& desc = inOut[pos].desc;
-        return desc.format == nvinfer1::TensorFormat::kLINEAR && typeFits(tensor, desc.type, inOut[0].desc.type);
+        return formatFits(mDefinition.tensor(pos), inOut[pos].desc, inOut[0].desc.type);
     }
 
     std::int32_t configurePlugin(DynamicPluginTensorDesc const* in, std::int32_t nbInputs,
@@ -168,16 +161,13 @@ public:
     {
         return guarded(mNode, [&] {
             checkCounts(mDefinition, nbInputs, nbOutputs);
-            for (std::int32_t i = 0; i < nbInputs; ++i)
-            {
-                checkType(mDefinition.inputs[i], in[i].desc.type, in[0].desc.type);
-            }
-            checkType(mDefinition.output, out[0].desc.type, in[0].desc.type);
             auto const tensor = [&](std::int32_t i) -> DynamicPluginTensorDesc const& {
                 return i < nbInputs ? in[i] : out[0];
             };
+            checkFormats(mDefinition, [&](std::int32_t i) -> PluginTensorDesc const& { return tensor(i).desc; });
             bindAll(mDefinition, nbInputs + 1, [&](std::int32_t i) { return tensor(i).desc.dims; });
-            bindAll(mDefinition, nbInputs + 1, [&](std::int32_t i) { return tensor(i).max; });
+            Sizes const most = bindAll(mDefinition, nbInputs + 1, [&](std::int32_t i) { return tensor(i).max; });
+            most.requireAll(mDefinition);
         });
     }
 
@@ -188,6 +178,7 @@ public:
         guarded(mNode, [&] {
             checkCounts(mDefinition, nbInputs, nbOutputs);
             Sizes const sizes = bindAll(mDefinition, nbInputs, [&](std::int32_t i) { return inputs[i].max; });
+            sizes.requireAll(mDefinition);
             size = workspaceSize(mDefinition, sizes);
             std::string const message = "workspace of " + std::to_string(size) + " bytes for up to " + sizes.describe();
             report(nvinfer1::ILogger::Severity::kVERBOSE, mNode.c_str(), message.c_str());
@@ -202,23 +193,22 @@ public:
     {
         return guarded(mNode, [&] {
             checkCounts(mDefinition, nbInputs, nbOutputs);
-            bindAll(mDefinition, nbInputs + 1, [&](std::int32_t i) { return i < nbInputs ? in[i].dims : out[0].dims; });
+            checkCall(in, out);
         });
     }
 
-    std::int32_t enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc const*, void const* const* inputs,
-        void* const* outputs, void* workspace, cudaStream_t stream) noexcept override
+    std::int32_t enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc const* outputDesc,
+        void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept override
     {
         return guarded(mNode, [&] {
-            Sizes const sizes
-                = bindAll(mDefinition, mDefinition.nbInputs, [&](std::int32_t i) { return inputDesc[i].dims; });
             Type const type = inputDesc[0].type == DataType::kHALF ? Type::kFloat16 : Type::kBFloat16;
+            Sizes const sizes = checkCall(inputDesc, outputDesc);
             cudaError_t const status
                 = trt::enqueue(mDefinition, sizes, type, inputs, outputs[0], workspace, stream);
             if (status != cudaSuccess)
             {
                 throw Refusal(std::string{mDefinition.name} + " could not be launched: " + cudaGetErrorName(status)
-                    + " (" + cudaGetErrorString(status) + ") with " + sizes.describe());
+                    + " (" + cudaGetErrorString(status) + ") with " + sizes.describe() + remedy(status));
             }
         });
     }
@@ -234,6 +224,18 @@ public:
     }
 
 private:
+    /// Checks the tensors of a call and returns their sizes.
+    Sizes checkCall(PluginTensorDesc const* in, PluginTensorDesc const* out) const
+    {
+        auto const desc = [&](std::int32_t i) -> PluginTensorDesc const& {
+            return i < mDefinition.nbInputs ? in[i] : out[0];
+        };
+        checkFormats(mDefinition, desc);
+        Sizes const sizes = bindAll(mDefinition, mDefinition.nbInputs + 1, [&](std::int32_t i) { return desc(i).dims; });
+        sizes.requireAll(mDefinition);
+        return sizes;
+    }
+
     std::string mNode;
 };
 

@@ -133,7 +133,7 @@ void printRun(std::string const& op, IPluginV3OneRuntime& runtime)
         return runtime.enqueue(descs.data(), &descs[nbInputs], inputs.data(), outputs, nullptr, nullptr);
     };
     std::printf("%s enqueue: %d\n", op.c_str(), enqueue());
-    descs[0].dims.d[1] = descs[1].dims.d[1] = 0;
+    descs[0].dims.d[1] = descs[1].dims.d[1] = descs[nbInputs].dims.d[1] = 0;
     std::printf("%s enqueue no rows: %d\n", op.c_str(), enqueue());
     descs[1].dims.d[1] = 6;
     std::printf("%s other mask: %d\n", op.c_str(), shapeChange());

@@ -1,23 +1,27 @@
-"""The plugin from its creator to the answer, on pointers of the host, against float64.
+"""The plugin from its creator to the answer, on pointers of the host, against float64; and what it refuses.
 
 ``steps.py`` says what is real here and what is played.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 
-from plugins_trt.schema import FUSED_MOE, PLUGIN_OPERATORS, Operator
+from plugins_trt.schema import FUSED_MOE, PLUGIN_OPERATORS, W8A8, Operator, quantized
 
 from ..operators.bodies import arrays_of, problem_of
 from ..problems import KERNEL_TYPES, Data, check, make, reference
-from .steps import Context, Steps, Tensors, build_steps, tensors_of
+from .steps import ERROR, HWC8, NODE, Context, Steps, Tensors, build_steps, changed, tensors_of
 
 SIZES = {"in": 64, "inter": 96, "out": 32}
 UNKNOWN = {"batch": -1, "sequence": -1}
+IMPOSSIBLE = 1 << 62
+"""The workspace that no device has, which stops a build."""
 
 
 @pytest.fixture
@@ -92,3 +96,165 @@ def test_a_workspace_for_the_largest_call_serves_the_others(steps: Steps) -> Non
     for batch, sequence in ((2, 40), (1, 1), (2, 16), (1, 0)):
         data, arrays = example(FUSED_MOE, batch, sequence)
         agrees(data, context.run(call(FUSED_MOE, batch, sequence), arrays))
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+Change = Callable[[Tensors], Tensors]
+
+
+def tensor_is(name: str, **values: Any) -> Change:
+    return lambda tensors: changed(tensors, name, **values)
+
+
+W8A8_BOTH = quantized(FUSED_MOE, W8A8, W8A8)
+REFUSED: dict[str, tuple[Change, str]] = {
+    "rank": (
+        tensor_is("hidden_states", shape=(40, 64), most=(40, 64)),
+        "hidden_states must have 3 dimensions, [batch, sequence, in], got [40, 64]",
+    ),
+    "more dimensions than there are names": (
+        tensor_is("visual_mask", shape=(1,) * 8, most=(1,) * 8),
+        "visual_mask must have 2 dimensions, [batch, sequence], got [1, 1, 1, 1, 1, 1, 1, 1]",
+    ),
+    "a matrix transposed": (
+        tensor_is("text_down", shape=(96, 64), most=(96, 64)),
+        "text_down must be [in, inter] = [64, 96], got [96, 64]",
+    ),
+    "rows of the output": (
+        tensor_is("output", shape=(2, 39, 64), most=(2, 39, 64)),
+        "output must be [batch, sequence, in] = [2, 40, 64], got [2, 39, 64]",
+    ),
+    "float32": (
+        lambda tensors: {
+            name: tensor if tensor.type != "bfloat16" else changed(tensors, name, type="float32")[name]
+            for name, tensor in tensors.items()
+        },
+        "hidden_states must be bfloat16 or float16, got float32; export the model with --dtype bf16",
+    ),
+    "matrix of another type": (tensor_is("visual_down", type="bfloat16"), "visual_down must be int8, got bfloat16"),
+    "scales of another type": (
+        tensor_is("text_down_scale", type="bfloat16"),
+        "text_down_scale must be float32, got bfloat16",
+    ),
+    "output of another type": (
+        tensor_is("output", type="float16"),
+        "output must be bfloat16 like the node's first input, got float16",
+    ),
+    "another layout": (
+        tensor_is("hidden_states", format=HWC8),
+        f"hidden_states must be in the linear layout, got TensorRT's format {HWC8}",
+    ),
+}
+
+
+@pytest.mark.parametrize("stage", ["configure", "shape_change", "enqueue"])
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+def test_refused(steps: Steps, case: tuple[Change, str], stage: str) -> None:
+    """Everywhere in one line that names the node, with nothing written; and the next call is as good as ever."""
+    change, message = case
+    parsed = steps.create(W8A8_BOTH)
+    if stage == "configure":
+        assert parsed.configure(change(call(W8A8_BOTH, 2, 40))) == -1
+        assert steps.log() == [(ERROR, f"[monoedge] {NODE}: {message}")]
+        assert parsed.configure(profile(W8A8_BOTH, 2, 40)) == 0
+        return
+    engine, workspace = steps.engine(W8A8_BOTH, profile(W8A8_BOTH, 2, 40))
+    steps.log()
+    context, tensors = Context(engine, workspace), call(W8A8_BOTH, 2, 40)
+    data, arrays = example(W8A8_BOTH, 2, 40)
+    wrong = change(tensors)
+    if stage == "shape_change":
+        assert context.plugin.shape_change(wrong) == -1
+    else:
+        bound = context.bind(tensors, arrays)
+        before = bound["output"].tobytes()
+        assert context.enqueue(wrong, bound) == -1
+        assert bound["output"].tobytes() == before
+    assert steps.log() == [(ERROR, f"[monoedge] {NODE}: {message}")]
+    agrees(data, context.run(tensors, arrays))
+
+
+def test_a_tensor_too_few(steps: Steps) -> None:
+    """Wherever TensorRT says how many there are."""
+    names = ", ".join(tensor.name for tensor in W8A8_BOTH.inputs)
+    line = (
+        f"FusedMoEW8A8 version 1 must have 14 inputs ({names}) and 1 output, got 13 and 1; export the model with the "
+        "monoedge that this plugin comes with"
+    )
+    plugin = steps.create(W8A8_BOTH)
+    tensors = call(W8A8_BOTH, 2, 40)
+    fewer = {name: tensors[name] for name in tensors if name != "visual_down_input_scale"}
+    assert "hidden_states" not in plugin.supports(fewer)
+    assert (plugin.configure(fewer), plugin.workspace(fewer), plugin.shape_change(fewer)) == (-1, IMPOSSIBLE, -1)
+    assert steps.log() == [(ERROR, f"[monoedge] {NODE}: {line}")] * 3
+
+
+def test_a_profile_without_a_largest_shape(steps: Steps) -> None:
+    """A workspace for no rows would be written behind its end by the first call."""
+    parsed = steps.create(FUSED_MOE)
+    line = "hidden_states must have a known shape, [batch, sequence, in], got one without batch"
+    endless = tensors_of(FUSED_MOE, "bfloat16", {**SIZES, **UNKNOWN}, {})
+    assert parsed.configure(endless) == -1
+    assert parsed.workspace(endless) == IMPOSSIBLE
+    assert steps.log() == [(ERROR, f"[monoedge] {NODE}: {line}")] * 2
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (701, "cudaErrorLaunchOutOfResources (emulated) with batch 1, sequence 20, in 64, inter 96"),
+        (
+            209,
+            "cudaErrorNoKernelImageForDevice (emulated) with batch 1, sequence 20, in 64, inter 96; build the library "
+            "for this GPU: monoedge plugin",
+        ),
+        (
+            222,
+            "cudaErrorUnsupportedPtxVersion (emulated) with batch 1, sequence 20, in 64, inter 96; build the library "
+            "for this GPU: monoedge plugin",
+        ),
+    ],
+)
+def test_a_launch_that_fails(steps: Steps, status: int, words: str) -> None:
+    engine, workspace = steps.engine(FUSED_MOE, profile(FUSED_MOE, 1, 20))
+    context, tensors = Context(engine, workspace), call(FUSED_MOE, 1, 20)
+    data, arrays = example(FUSED_MOE, 1, 20)
+    steps.kernels.emulate(failing_launch=0, failure=status)
+    assert context.enqueue(tensors, context.bind(tensors, arrays)) == -1
+    assert steps.errors() == [f"[monoedge] {NODE}: FusedMoE could not be launched: {words}"]
+    agrees(data, context.run(tensors, arrays))
+
+
+@pytest.mark.parametrize("name", ["hidden_states", "visual_mask", "text_gate_up", "visual_down", "output"])
+def test_a_tensor_that_is_nowhere(steps: Steps, name: str) -> None:
+    engine, workspace = steps.engine(FUSED_MOE, profile(FUSED_MOE, 1, 20))
+    context, tensors = Context(engine, workspace), call(FUSED_MOE, 1, 20)
+    bound = context.bind(tensors, example(FUSED_MOE, 1, 20)[1])
+    addresses = {other: 0 if other == name else array.ctypes.data for other, array in bound.items()}
+    space = bound["hidden_states"].ctypes.data  # Nothing is written there.
+    before = bound["hidden_states"].tobytes()
+    assert context.plugin.enqueue(tensors, addresses, space) == -1
+    assert bound["hidden_states"].tobytes() == before
+    (line,) = steps.errors()
+    assert "could not be launched: cudaErrorInvalidValue" in line
+
+
+@pytest.mark.parametrize("node", ["", "a" * 5000, "%s%n/é"])
+def test_names_of_nodes(steps: Steps, node: str) -> None:
+    """Whatever a graph calls them; a line of the log has an end."""
+    engine, _ = steps.engine(FUSED_MOE, profile(FUSED_MOE, 1, 20), node=node)
+    assert engine.shape_change(tensor_is("hidden_states", shape=(1, 64))(call(FUSED_MOE, 1, 20))) == -1
+    (line,) = steps.errors()
+    assert line.startswith(f"[monoedge] {node or 'FusedMoE'}"[:1000])
+    assert len(line) < 1100
+
+
+def test_without_a_logger_errors_go_to_standard_error(steps: Steps, capfd: pytest.CaptureFixture[str]) -> None:
+    steps.use_logger(used=False)
+    try:
+        assert steps.create(FUSED_MOE).configure(call(W8A8_BOTH, 1, 1)) == -1
+        steps.create(FUSED_MOE).workspace(profile(FUSED_MOE, 1, 1))
+    finally:
+        steps.use_logger(used=True)
+    assert re.fullmatch(rf"\[monoedge\] {NODE}: FusedMoE version 1 must have 6 inputs [^\n]*\n", capfd.readouterr().err)
