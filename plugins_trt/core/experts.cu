@@ -6,7 +6,7 @@
 #include "routing.cuh"
 
 #include <algorithm>
-#include <initializer_list>
+#include <array>
 
 namespace monoedge
 {
@@ -19,8 +19,6 @@ constexpr std::int64_t kMostOfASize{1 << 28};
 
 /// How many int8 products, each at most 2^14, can be summed below 2^31.
 constexpr std::int64_t kMostSummedInInt8{(1 << 17) - 1};
-
-constexpr std::size_t kAlignment{16};
 
 std::size_t aligned(std::size_t bytes)
 {
@@ -74,7 +72,7 @@ bool isWeight(Weight const& weight, std::int64_t in)
 }
 
 /// Whether the fast paths can load the matrix in pieces of 16 bytes.
-bool isFast(Weight const& weight, std::int64_t in)
+bool isFastWeight(Weight const& weight, std::int64_t in)
 {
     std::int64_t const elements = formatOf(weight) == Format::kFloat ? 8 : 16;
     return isAligned(weight.data, kAlignment) && in % elements == 0;
@@ -177,13 +175,50 @@ struct Matrix
     std::int64_t in;
 };
 
-/// Checks the caller's parameters and enqueues. `inter` is the size of the product, 0 where there is none.
-template <typename Params>
-cudaError_t enqueueChecked(Params const& params, std::int64_t in, std::int64_t out, std::int64_t inter,
-    std::initializer_list<Matrix> matrices, cudaStream_t stream)
+/// What checks need to know of an operator's parameters.
+template <std::size_t kMatrices>
+struct Outline
 {
+    std::int64_t in;
+    std::int64_t out;
+    std::int64_t inter; ///< Size of the product, 0 where there is none.
+    std::array<Matrix, kMatrices> matrices;
+
+    template <typename Predicate>
+    bool all(Predicate&& holds) const
+    {
+        return std::all_of(matrices.begin(), matrices.end(), holds);
+    }
+};
+
+Outline<2> outlineOf(ExpertLinearParams const& params)
+{
+    return {params.in, params.out, 0, {{{params.text, params.in}, {params.visual, params.in}}}};
+}
+
+Outline<4> outlineOf(FusedMoeParams const& params)
+{
+    return {params.hidden, params.inter, params.inter,
+        {{{params.textGateUp, params.hidden}, {params.visualGateUp, params.hidden}, {params.textDown, params.inter},
+            {params.visualDown, params.inter}}}};
+}
+
+template <typename Params>
+bool isFastCall(Params const& params)
+{
+    auto const outline = outlineOf(params);
+    return outline.in % 8 == 0 && outline.out % 8 == 0 && isAligned(params.hiddenStates, kAlignment)
+        && isAligned(params.output, kAlignment)
+        && outline.all([](Matrix const& matrix) { return isFastWeight(matrix.weight, matrix.in); });
+}
+
+/// Checks the caller's parameters and enqueues.
+template <typename Params>
+cudaError_t enqueueChecked(Params const& params, cudaStream_t stream)
+{
+    auto const outline = outlineOf(params);
     bool const isType = params.type == Type::kFloat16 || params.type == Type::kBFloat16;
-    if (!isType || !isSize(in) || !isSize(out) || params.rows < 0 || params.rows > kMostOfASize)
+    if (!isType || !isSize(outline.in) || !isSize(outline.out) || params.rows < 0 || params.rows > kMostOfASize)
     {
         return cudaErrorInvalidValue;
     }
@@ -191,21 +226,19 @@ cudaError_t enqueueChecked(Params const& params, std::int64_t in, std::int64_t o
     {
         return cudaSuccess;
     }
-    Workspace const layout{params.rows, in, inter};
-    auto const all = [&](auto&& holds) { return std::all_of(matrices.begin(), matrices.end(), holds); };
+    Workspace const layout{params.rows, outline.in, outline.inter};
     if (params.hiddenStates == nullptr || params.visualMask == nullptr || params.output == nullptr
         || params.workspace == nullptr || params.workspaceSize < layout.size || !isAligned(params.hiddenStates, 2)
         || !isAligned(params.output, 2) || !isAligned(params.workspace, kAlignment)
-        || !all([](Matrix const& matrix) { return isWeight(matrix.weight, matrix.in); }))
+        || !outline.all([](Matrix const& matrix) { return isWeight(matrix.weight, matrix.in); }))
     {
         return cudaErrorInvalidValue;
     }
-    bool const fast = in % 8 == 0 && out % 8 == 0 && isAligned(params.hiddenStates, kAlignment)
-        && isAligned(params.output, kAlignment)
-        && all([](Matrix const& matrix) { return isFast(matrix.weight, matrix.in); });
-    Path const path = !fast ? Path::kGeneric : params.rows <= DecodeTile::kMaxRows ? Path::kDecode : Path::kPrefill;
-    Operator const op{params.rows, in, params.hiddenStates, params.visualMask, static_cast<char*>(params.workspace),
-        layout, path};
+    Path const path = !isFastCall(params)      ? Path::kGeneric
+        : params.rows <= DecodeTile::kMaxRows ? Path::kDecode
+                                              : Path::kPrefill;
+    Operator const op{params.rows, outline.in, params.hiddenStates, params.visualMask,
+        static_cast<char*>(params.workspace), layout, path};
     return params.type == Type::kFloat16 ? enqueue<Float16>(op, params, stream) : enqueue<BFloat16>(op, params, stream);
 }
 
@@ -221,18 +254,24 @@ std::size_t fusedMoeWorkspace(std::int64_t rows, std::int64_t hidden, std::int64
     return Workspace{rows, hidden, inter}.size;
 }
 
+bool isFast(ExpertLinearParams const& params)
+{
+    return isFastCall(params);
+}
+
+bool isFast(FusedMoeParams const& params)
+{
+    return isFastCall(params);
+}
+
 cudaError_t expertLinear(ExpertLinearParams const& params, cudaStream_t stream)
 {
-    return enqueueChecked(
-        params, params.in, params.out, 0, {{params.text, params.in}, {params.visual, params.in}}, stream);
+    return enqueueChecked(params, stream);
 }
 
 cudaError_t fusedMoe(FusedMoeParams const& params, cudaStream_t stream)
 {
-    return enqueueChecked(params, params.hidden, params.inter, params.inter,
-        {{params.textGateUp, params.hidden}, {params.visualGateUp, params.hidden}, {params.textDown, params.inter},
-            {params.visualDown, params.inter}},
-        stream);
+    return enqueueChecked(params, stream);
 }
 
 } // namespace monoedge

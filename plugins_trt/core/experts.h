@@ -64,6 +64,13 @@ struct FusedMoeParams
     std::size_t workspaceSize; ///< at least fusedMoeWorkspace(rows, hidden, inter)
 };
 
+/// What addresses of rows, matrices and output must be a multiple of on the fast paths, and the workspace's always.
+inline constexpr std::size_t kAlignment{16};
+
+/// Whether a call takes the fast paths, as far as sizes and addresses decide. The other is many times slower.
+bool isFast(ExpertLinearParams const& params);
+bool isFast(FusedMoeParams const& params);
+
 /// Bytes of workspace for up to `rows` rows. They grow with each argument, so a profile's maximum serves all below it.
 std::size_t expertLinearWorkspace(std::int64_t rows, std::int64_t in, std::int64_t out);
 std::size_t fusedMoeWorkspace(std::int64_t rows, std::int64_t hidden, std::int64_t inter);

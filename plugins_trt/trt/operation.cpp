@@ -1,5 +1,8 @@
 #include "operation.h"
 
+#include <type_traits>
+#include <vector>
+
 namespace monoedge::trt
 {
 
@@ -14,8 +17,14 @@ std::size_t workspaceSize(schema::Operator const& op, Sizes const& sizes)
     return 0;
 }
 
-cudaError_t enqueue(schema::Operator const& op, Sizes const& sizes, Type type, void const* const* inputs, void* output,
-    void* workspace, cudaStream_t stream)
+namespace
+{
+
+constexpr char const* kSlow{"; the kernels for anything else are many times slower: "};
+
+/// Calls a function with the parameters of the kernels.
+template <typename Function>
+auto withParams(schema::Operator const& op, Call const& call, Function&& function)
 {
     // An input by its name in the definition; null where the operator has none of that name.
     auto const find = [&](std::string const& name) -> void const* {
@@ -23,7 +32,7 @@ cudaError_t enqueue(schema::Operator const& op, Sizes const& sizes, Type type, v
         {
             if (name == op.inputs[i].name)
             {
-                return inputs[i];
+                return call.inputs[i];
             }
         }
         return nullptr;
@@ -32,24 +41,69 @@ cudaError_t enqueue(schema::Operator const& op, Sizes const& sizes, Type type, v
     auto const weight = [&](std::string const& name) {
         return Weight{find(name), scale(name + "_scale"), scale(name + "_input_scale")};
     };
+    Sizes const& sizes = call.sizes;
     void const* const hiddenStates = find("hidden_states");
     auto const* const visualMask = static_cast<bool const*>(find("visual_mask"));
     // What these rows need. TensorRT set aside at least as much, for the profile's maximum: the need grows with each
     // size.
     std::size_t const size = workspaceSize(op, sizes);
-    switch (op.family)
+    if (op.family == schema::Family::kFusedMoE)
     {
-    case schema::Family::kFusedMoE:
-        return fusedMoe({type, sizes.rows(), sizes[schema::kIn], sizes[schema::kInter], hiddenStates, visualMask,
-                            weight("text_gate_up"), weight("text_down"), weight("visual_gate_up"),
-                            weight("visual_down"), output, workspace, size},
-            stream);
-    case schema::Family::kExpertLinear:
-        return expertLinear({type, sizes.rows(), sizes[schema::kIn], sizes[schema::kOut], hiddenStates, visualMask,
-                                weight("text_weight"), weight("visual_weight"), output, workspace, size},
-            stream);
+        return function(FusedMoeParams{call.type, sizes.rows(), sizes[schema::kIn], sizes[schema::kInter], hiddenStates,
+            visualMask, weight("text_gate_up"), weight("text_down"), weight("visual_gate_up"), weight("visual_down"),
+            call.output, call.workspace, size});
     }
-    return cudaErrorInvalidValue;
+    return function(ExpertLinearParams{call.type, sizes.rows(), sizes[schema::kIn], sizes[schema::kOut], hiddenStates,
+        visualMask, weight("text_weight"), weight("visual_weight"), call.output, call.workspace, size});
+}
+
+} // namespace
+
+Outcome enqueue(schema::Operator const& op, Call const& call, cudaStream_t stream)
+{
+    return withParams(op, call, [=](auto const& params) {
+        bool const fast = params.rows == 0 || monoedge::isFast(params);
+        if constexpr (std::is_same_v<decltype(params), FusedMoeParams const&>)
+        {
+            return Outcome{fusedMoe(params, stream), fast};
+        }
+        else
+        {
+            return Outcome{expertLinear(params, stream), fast};
+        }
+    });
+}
+
+bool isFast(schema::Operator const& op, Sizes const& sizes)
+{
+    alignas(kAlignment) static char anywhere[kAlignment]; // Nothing is read there.
+    std::vector<void const*> const inputs(static_cast<std::size_t>(op.nbInputs), anywhere);
+    Call const call{sizes, Type::kBFloat16, inputs.data(), anywhere, anywhere};
+    return withParams(op, call, [](auto const& params) { return monoedge::isFast(params); });
+}
+
+std::string whySlow(Sizes const& sizes)
+{
+    return "sizes must be multiples of 8, and of 16 where rows of int8 matrices are summed, got " + sizes.describe()
+        + kSlow + "pad the matrices with zeros";
+}
+
+std::string whySlow(schema::Operator const& op, Call const& call)
+{
+    for (std::int32_t i = 0; i <= op.nbInputs; ++i)
+    {
+        schema::Tensor const& tensor = op.tensor(i);
+        bool const isWide = tensor.kind == schema::Kind::kT || tensor.kind == schema::Kind::kInt8;
+        void const* const address = i < op.nbInputs ? call.inputs[i] : call.output;
+        std::size_t const behind = reinterpret_cast<std::uintptr_t>(address) % kAlignment;
+        if (isWide && behind != 0)
+        {
+            return std::string{tensor.name} + " must begin at a multiple of " + std::to_string(kAlignment)
+                + " bytes, got an address " + std::to_string(behind) + " bytes behind one" + kSlow
+                + "bind memory that begins where cudaMalloc's does";
+        }
+    }
+    return whySlow(call.sizes);
 }
 
 } // namespace monoedge::trt

@@ -168,6 +168,10 @@ public:
             bindAll(mDefinition, nbInputs + 1, [&](std::int32_t i) { return tensor(i).desc.dims; });
             Sizes const most = bindAll(mDefinition, nbInputs + 1, [&](std::int32_t i) { return tensor(i).max; });
             most.requireAll(mDefinition);
+            if (!isFast(mDefinition, most))
+            {
+                warnOnce(mNode.c_str(), whySlow(most).c_str());
+            }
         });
     }
 
@@ -202,13 +206,16 @@ public:
     {
         return guarded(mNode, [&] {
             Type const type = inputDesc[0].type == DataType::kHALF ? Type::kFloat16 : Type::kBFloat16;
-            Sizes const sizes = checkCall(inputDesc, outputDesc);
-            cudaError_t const status
-                = trt::enqueue(mDefinition, sizes, type, inputs, outputs[0], workspace, stream);
+            Call const call{checkCall(inputDesc, outputDesc), type, inputs, outputs[0], workspace};
+            auto const [status, fast] = trt::enqueue(mDefinition, call, stream);
             if (status != cudaSuccess)
             {
                 throw Refusal(std::string{mDefinition.name} + " could not be launched: " + cudaGetErrorName(status)
-                    + " (" + cudaGetErrorString(status) + ") with " + sizes.describe() + remedy(status));
+                    + " (" + cudaGetErrorString(status) + ") with " + call.sizes.describe() + remedy(status));
+            }
+            if (!fast)
+            {
+                warnOnce(mNode.c_str(), whySlow(mDefinition, call).c_str());
             }
         });
     }

@@ -48,6 +48,15 @@ void report(nvinfer1::ILogger::Severity severity, char const* node, char const* 
     }
 }
 
+void warnOnce(char const* node, char const* message) noexcept
+{
+    static std::atomic_flag isSaid = ATOMIC_FLAG_INIT;
+    if (!isSaid.test_and_set())
+    {
+        report(nvinfer1::ILogger::Severity::kWARNING, node, message);
+    }
+}
+
 } // namespace monoedge::trt
 
 void setLoggerFinder(nvinfer1::ILoggerFinder* finder)

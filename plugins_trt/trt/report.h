@@ -22,6 +22,9 @@ public:
 /// Reports a line about a node, on standard error where TensorRT has given no logger.
 void report(nvinfer1::ILogger::Severity severity, char const* node, char const* message) noexcept;
 
+/// Reports a warning about a node, the first time in this process that there is one.
+void warnOnce(char const* node, char const* message) noexcept;
+
 /// Runs a body and returns 0, or reports what the body threw and returns -1.
 template <typename Body>
 std::int32_t guarded(std::string const& node, Body&& body) noexcept

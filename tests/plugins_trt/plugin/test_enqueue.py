@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from plugins_trt.schema import FUSED_MOE, PLUGIN_OPERATORS, W8A8, Operator, quan
 
 from ..operators.bodies import arrays_of, problem_of
 from ..problems import KERNEL_TYPES, Data, check, make, reference
-from .steps import ERROR, HWC8, NODE, Context, Steps, Tensors, build_steps, changed, tensors_of
+from .steps import ERROR, HWC8, NODE, WARNING, Context, Steps, Tensors, build_steps, changed, tensors_of
 
 SIZES = {"in": 64, "inter": 96, "out": 32}
 UNKNOWN = {"batch": -1, "sequence": -1}
@@ -28,6 +30,13 @@ IMPOSSIBLE = 1 << 62
 def steps(tmp_path_factory: pytest.TempPathFactory) -> Steps:
     """The plugin for a CPU."""
     return build_steps(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def fresh(steps: Steps, tmp_path: Path) -> Steps:
+    """The same as a process finds it that has just loaded it: nothing was reported yet."""
+    copy = shutil.copy(steps.path, tmp_path / "libfresh.so")
+    return Steps(Path(copy), steps.kernels)
 
 
 def profile(operator: Operator, batch: int, sequence: int, kind: str = "bfloat16", **sizes: int) -> Tensors:
@@ -258,3 +267,62 @@ def test_without_a_logger_errors_go_to_standard_error(steps: Steps, capfd: pytes
     finally:
         steps.use_logger(used=True)
     assert re.fullmatch(rf"\[monoedge\] {NODE}: FusedMoE version 1 must have 6 inputs [^\n]*\n", capfd.readouterr().err)
+
+
+# The slow path --------------------------------------------------------------------------------------------------------
+
+
+def slow(name: str, behind: int) -> tuple[int, str]:
+    return (
+        WARNING,
+        f"[monoedge] {NODE}: {name} must begin at a multiple of 16 bytes, got an address {behind} bytes behind one; "
+        "the kernels for anything else are many times slower: bind memory that begins where cudaMalloc's does",
+    )
+
+
+@pytest.mark.parametrize("name", ["hidden_states", "text_gate_up", "visual_down", "output"])
+@pytest.mark.parametrize("operator", [FUSED_MOE, W8A8_BOTH], ids=lambda operator: operator.name)
+def test_an_unaligned_tensor_is_told_once(fresh: Steps, operator: Operator, name: str) -> None:
+    """Also where one process has many such nodes, and calls them for each token."""
+    engine, workspace = fresh.engine(operator, profile(operator, 1, 20))
+    data, arrays = example(operator, 1, 20)
+    contexts = [Context(engine, workspace) for _ in range(2)]
+    for context in contexts:
+        agrees(data, context.run(call(operator, 1, 20), arrays))
+        assert fresh.log() == []
+    for _ in range(2):
+        for context in contexts:
+            agrees(data, context.run(call(operator, 1, 20), arrays, {name: 2}))
+    assert fresh.log() == [slow(name, 2)]
+
+
+@pytest.mark.parametrize("name", ["visual_mask", "text_down_scale", "text_down_input_scale"])
+def test_what_is_read_one_by_one_may_begin_anywhere(fresh: Steps, name: str) -> None:
+    engine, workspace = fresh.engine(W8A8_BOTH, profile(W8A8_BOTH, 1, 20))
+    data, arrays = example(W8A8_BOTH, 1, 20)
+    agrees(data, Context(engine, workspace).run(call(W8A8_BOTH, 1, 20), arrays, {name: 4}))
+    assert fresh.errors() == []
+
+
+@pytest.mark.parametrize(
+    ("operator", "sizes", "is_slow"),
+    [
+        (FUSED_MOE, {"in": 64, "inter": 100}, True),
+        (FUSED_MOE, {"in": 72, "inter": 104}, False),
+        (quantized(FUSED_MOE, "w8a16"), {"in": 72, "inter": 104}, True),
+        (W8A8_BOTH, {"in": 80, "inter": 112}, False),
+    ],
+    ids=str,
+)
+def test_sizes_are_told_while_an_engine_is_built(
+    fresh: Steps, operator: Operator, sizes: dict[str, int], is_slow: bool
+) -> None:
+    parsed = fresh.create(operator)
+    for _ in range(2):
+        assert parsed.configure(profile(operator, 1, 20, **sizes)) == 0
+    line = (
+        f"[monoedge] {NODE}: sizes must be multiples of 8, and of 16 where rows of int8 matrices are summed, got "
+        f"batch 1, sequence 20, in {sizes['in']}, inter {sizes['inter']}; the kernels for anything else are many times "
+        "slower: pad the matrices with zeros"
+    )
+    assert fresh.log() == ([(WARNING, line)] if is_slow else [])
