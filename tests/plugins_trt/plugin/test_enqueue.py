@@ -312,7 +312,7 @@ def test_what_is_read_one_by_one_may_begin_anywhere(fresh: Steps, name: str) -> 
         (quantized(FUSED_MOE, "w8a16"), {"in": 72, "inter": 104}, True),
         (W8A8_BOTH, {"in": 80, "inter": 112}, False),
     ],
-    ids=str,
+    ids=lambda value: value.name if isinstance(value, Operator) else str(value),
 )
 def test_sizes_are_told_while_an_engine_is_built(
     fresh: Steps, operator: Operator, sizes: dict[str, int], is_slow: bool
