@@ -61,7 +61,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         target.require()
     device = find_device()
     capability = checked.choose_capability(target, arguments.sm, device.capability if device else None, builds)
-    checked.check_chip(bundle.manifest, capability)
     options = checked.Options(
         target,
         capability,

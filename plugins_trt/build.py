@@ -14,7 +14,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from runtime.backends.cuda.driver import find_device
-from runtime.backends.plugin_library import LIBRARY, VARIABLE, cache_folder, install_folder, is_checkout, plugin_library
+from runtime.backends.plugin_library import (
+    LIBRARY,
+    OLDEST,
+    VARIABLE,
+    cache_folder,
+    install_folder,
+    is_checkout,
+    plugin_library,
+)
 from runtime.console.console import Console
 from runtime.console.files import replaced
 from runtime.console.run import make_parser, run
@@ -143,6 +151,9 @@ def _architectures(named: Sequence[str] | None) -> str | None:
     wrong = [name for name in named if not re.fullmatch(r"\d{2,3}", name)]
     if wrong:
         raise OptionError(f"--arch {wrong[0]}: expected a compute capability without its dot, as 87 for 8.7, or all")
+    old = [name for name in named if int(name) < OLDEST]
+    if old:
+        raise OptionError(f"there are no kernels for SM {old[0]}, only for SM {OLDEST} and later: name a newer GPU")
     return ";".join(f"{name}-real" for name in dict.fromkeys(named))
 
 

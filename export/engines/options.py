@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from plugins_trt.schema import PLUGIN_OPERATORS, VERSION
-from runtime.backends.plugin_library import cache_folder
+from runtime.backends.plugin_library import OLDEST, cache_folder
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.reader import sha256_of
 from runtime.bundle.targets import Target
@@ -72,19 +72,6 @@ def check_bundle(manifest: Manifest) -> None:
         )
 
 
-def check_chip(manifest: Manifest, capability: int) -> None:
-    """Checks that a GPU computes in the bundle's number format.
-
-    Raises:
-        BundleError: it does not.
-    """
-    if manifest.precision == "bf16" and capability < 80:
-        raise BundleError(
-            f"the bundle is bf16, which SM {capability} does not compute in (SM 80 and later do): export it again with "
-            "--dtype fp16, in which the released weights overflow"
-        )
-
-
 def check_lengths(manifest: Manifest, max_length: int | None, max_batch: int) -> int:
     """Returns how many tokens the caches hold: ``max_length``, or as many as the bundle allows.
 
@@ -108,11 +95,18 @@ def choose_capability(target: Target, named: int | None, present: int | None, bu
         build: False if nothing is built here, so that no GPU is needed.
 
     Raises:
-        OptionError: none was given and there is no GPU, or the target does not build for it.
+        OptionError: none was given and there is no GPU, or the target or the plugin's kernels are not for it.
         BackendError: the target builds for the GPU at hand only, and there is none.
     """
     chosen = present if named is None else named
     known = ", ".join(map(str, target.capabilities))
+    if chosen is not None and not 10 <= chosen < 1000:
+        raise OptionError(f"--sm is a compute capability without its dot, as 87 for Orin's 8.7, got {chosen}")
+    if chosen is not None and chosen < OLDEST:
+        raise OptionError(
+            f"the plugin has no kernels for SM {chosen}, only for SM {OLDEST} and later: build for a newer GPU, or "
+            "export a bundle with --target cpu"
+        )
     if target.capabilities:
         if chosen is None:
             raise OptionError(f"there is no GPU here: name the one to build for with --sm, one of {known}")
@@ -130,6 +124,4 @@ def choose_capability(target: Target, named: int | None, present: int | None, bu
         raise OptionError(
             "there is no GPU here: name the device's with --sm, as 87 for Orin, 89 for Ada or 110 for Thor"
         )
-    if not 10 <= chosen < 1000:
-        raise OptionError(f"--sm is a compute capability without its dot, as 87 for Orin's 8.7, got {chosen}")
     return chosen

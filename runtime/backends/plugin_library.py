@@ -23,6 +23,9 @@ VARIABLE = "MONOEDGE_PLUGIN_LIBRARY"
 
 BUILD_COMMAND = "monoedge plugin"
 
+OLDEST = 80
+"""The first GPUs whose kernels there are, as 80 for 8.0: older ones have no ``cp.async`` and no bf16 (PTX ISA)."""
+
 _FATBIN = re.compile(rb"\x50\xed\x55\xba\x01\x00\x10\x00")
 """What code for GPUs begins with in a library: magic number, version and header size; the rest's size follows."""
 
@@ -56,6 +59,9 @@ def plugin_library() -> Path:
 
 def require_code(library: Path, capability: int) -> None:
     """Checks that a library has code for a GPU: machine code, or PTX, which the GPU's driver compiles.
+
+    The file is read and not loaded or asked: so it may be for another CPU, as where commands are printed for a device,
+    it needs no CUDA driver, and what it says is what the driver would find.
 
     Args:
         library: the plugin library. One in which no code can be found is left to CUDA.

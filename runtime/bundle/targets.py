@@ -20,7 +20,8 @@ class Target:
         remedy: how to install the module.
         tag: the first bytes of its plans.
         needs: which releases have all operators of its graphs.
-        capabilities: compute capabilities that it builds for on any machine; empty if only for the GPU at hand.
+        capabilities: compute capabilities that it builds for on any machine, of those that the plugin has kernels for;
+            empty if only for the GPU at hand.
         timing_cache: whether what a build measured helps the next one.
         parser: lists the operators of the oldest release's ONNX parser, a file of ``export/engines/parsers``; graphs
             are rewritten for it. None where graphs stay as they are.
@@ -73,7 +74,7 @@ _TRT_RTX = Target(
     remedy=f"this installs it: {install_command('tensorrt-rtx-cu13')}",
     tag=b"vtrt",
     needs="1.7.1 has all that bundles use",
-    capabilities=(75, 80, 86, 89, 120, 121),
+    capabilities=(80, 86, 89, 120, 121),
     link=("libtensorrt_rtx.so", "libtensorrt_rtx.so.1"),
 )
 TARGETS = {target.name: target for target in (_TRT, _TRT_10_3, _TRT_RTX)}

@@ -24,6 +24,7 @@ from export.engines import store as engine_store
 from export.engines.child import fraction
 from export.engines.options import Options, check_bundle
 from export.engines.plan import Plan, plans
+from runtime.backends.cuda.driver import Device
 from runtime.bundle.engines import plan_name, why_stale
 from runtime.bundle.manifest import DECODER_GRAPH, DECODER_WEIGHTS, MANIFEST, VISION_GRAPH, VISION_WEIGHTS
 from runtime.bundle.reader import Bundle
@@ -162,9 +163,9 @@ def test_interrupted_build_leaves_nothing(rtx: None, bundle: Path, library: Path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--target", "trt-rtx"], "there is no GPU here: name the one to build for with --sm, one of 75, 80, 86"),
-        (["--target", "trt-rtx", "--sm", "87"], "does not build for SM 87, only for --sm 75, 80, 86, 89, 120, 121"),
-        (["--target", "trt-rtx", "--sm", "75"], "the bundle is bf16, which SM 75 does not compute in"),
+        (["--target", "trt-rtx"], "there is no GPU here: name the one to build for with --sm, one of 80, 86, 89"),
+        (["--target", "trt-rtx", "--sm", "87"], "does not build for SM 87, only for --sm 80, 86, 89, 120, 121"),
+        (["--target", "trt-rtx", "--sm", "75"], "the plugin has no kernels for SM 75, only for SM 80 and later"),
         (["--target", "trt-rtx", "--sm", "89", "--max-length", "9999"], "--max-length 9999 does not fit: the bundle"),
         (["--target", "trt-rtx", "--sm", "89", "--max-length", "0"], "--max-length 0 does not fit"),
         (
@@ -179,6 +180,8 @@ def test_interrupted_build_leaves_nothing(rtx: None, bundle: Path, library: Path
         (["--target", "trt"], "there is none here: run this on the device, print the commands for it"),
         (["--target", "trt", "--print-trtexec"], "name the device's with --sm, as 87 for Orin"),
         (["--target", "trt", "--print-trtexec", "--sm", "8"], "without its dot"),
+        (["--target", "trt", "--print-trtexec", "--sm", "72"], "the plugin has no kernels for SM 72, only for SM 80"),
+        (["--target", "trt", "--sm", "75", "--register", "x.plan"], "no kernels for SM 75, only for SM 80 and later"),
         (["--target", "trt", "--sm", "87", "--print-trtexec", "--register", "x"], "--register takes plans that are"),
         (["--target", "trt", "--sm", "87", "--register", "/no/x.decoder.plan"], "/no/x.decoder.plan cannot be read"),
     ],
@@ -198,15 +201,31 @@ def test_options(
 
 
 def test_a_plugin_library_for_another_gpu(
-    installed: None, bundle: Path, library: Path, capsys: pytest.CaptureFixture[str]
+    installed: None,
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The library has code for 8.0 and later, the bundle is made one that older ones may compute."""
-    text = (bundle / MANIFEST).read_text()
-    (bundle / MANIFEST).write_text(text.replace('"precision": "bf16"', '"precision": "fp16"'))
+    """Refused where an engine is built, registered or checked, and where commands are printed."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("nvcc is not installed, which compiles the library")
+    source, library = tmp_path / "code.cu", tmp_path / "orin.so"
+    source.write_text("__global__ void f(float* x) { *x = 1; }\nvoid g(float* x) { f<<<1, 1>>>(x); }\n")
+    command = [nvcc, "-shared", "-Xcompiler=-fPIC", "-gencode=arch=compute_87,code=sm_87", source, "-o", library]
+    subprocess.run(command, check=True)
     before = tree(bundle)
-    for arguments in (["trt-rtx"], ["trt", "--print-trtexec"], ["trt", "--register", "x.decoder.plan"]):
-        line = refusal(capsys, "--bundle", bundle, "--sm", 75, "--plugin", library, "--target", *arguments)
-        assert f"{library} has no code for SM 75, only for SM PTX 80: build it with: monoedge plugin --arch 75" in line
+    expected = f"{library} has no code for SM 89, only for SM 87: build it with: monoedge plugin --arch 89 -o {library}"
+    monkeypatch.setenv("MONOEDGE_PLUGIN_LIBRARY", str(library))
+    for named in (["--plugin", library], []):
+        for arguments in (["trt-rtx"], ["trt", "--register", "x.decoder.plan"]):
+            line = refusal(capsys, "--bundle", bundle, "--sm", 89, *named, "--target", *arguments)
+            assert expected in line
+    line = refusal(capsys, "--bundle", bundle, "--sm", 89, "--plugin", library, "--target", "trt", "--print-trtexec")
+    assert expected in line
+    monkeypatch.setattr("runtime.backends.cuda.driver.find_device", lambda: Device("RTX 4000 Ada", 89, 13, 0))
+    assert expected in refusal(capsys, "--bundle", bundle, "--check")
     assert tree(bundle) == before
 
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from runtime.backends import plugin_library as module
 from runtime.backends.plugin_library import LIBRARY, VARIABLE, install_folder, plugin_library, require_code
+from runtime.backends.tensorrt.loader import Loader
+from runtime.bundle.manifest import DECODER_GRAPH, DECODER_WEIGHTS, EngineRecord
+from runtime.bundle.reader import Bundle, sha256_of
 from runtime.errors import BackendError
+
+from .tensorrt.host_device import HostDevice
 
 
 @pytest.fixture
@@ -83,23 +89,33 @@ def test_named_but_not_there(package: Path, monkeypatch: pytest.MonkeyPatch) -> 
 NVCC = shutil.which("nvcc")
 
 
+def compiled_for(names: Sequence[str], library: Path) -> Path:
+    """Makes a library with code for these GPUs, as nvcc calls them."""
+    source = library.with_suffix(".cu")
+    source.write_text("__global__ void f(float* x) { *x = 1; }\nvoid g(float* x) { f<<<1, 1>>>(x); }\n")
+    codes = [f"-gencode=arch=compute_{name.split('_')[1]},code={name}" for name in names]
+    assert NVCC
+    subprocess.run([NVCC, "-shared", "-Xcompiler=-fPIC", *codes, source, "-o", library], check=True)
+    return library
+
+
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not installed, which says what it compiled for")
 @pytest.mark.parametrize(
     ("compiled", "runs", "not_on"),
     [
         (["sm_89"], [89], [80, 86, 87, 90, 110, 120]),
-        (["sm_80"], [80, 86, 89], [75, 87, 90, 120]),
+        (["sm_80"], [80, 86, 89], [87, 90, 110, 120]),
         (["sm_87"], [87], [80, 86, 89, 110]),
+        (["sm_86"], [86, 89], [80, 87, 90]),
+        (["sm_100"], [100, 103], [90, 110, 120]),
+        (["sm_110"], [110], [100, 120]),
         (["sm_89", "sm_120"], [89, 120, 121], [87, 90, 110]),
         (["sm_87", "compute_90"], [87, 90, 110, 120, 121], [80, 86, 89]),
     ],
 )
 def test_code_for_a_gpu(package: Path, compiled: list[str], runs: list[int], not_on: list[int], tmp_path: Path) -> None:
     """Which GPU runs what nvcc compiled is said in the CUDA Programming Guide, "Binary Compatibility" and "PTX"."""
-    (tmp_path / "code.cu").write_text("__global__ void f(float* x) { *x = 1; }\nvoid g(float* x) { f<<<1, 1>>>(x); }\n")
-    codes = [f"-gencode=arch=compute_{name.split('_')[1]},code={name}" for name in compiled]
-    library = tmp_path / "mine.so"
-    subprocess.run([NVCC, "-shared", "-Xcompiler=-fPIC", *codes, tmp_path / "code.cu", "-o", library], check=True)
+    library = compiled_for(compiled, tmp_path / "mine.so")
     for capability in runs:
         require_code(library, capability)
     for capability in not_on:
@@ -113,3 +129,39 @@ def test_code_for_a_gpu(package: Path, compiled: list[str], runs: list[int], not
     shutil.move(library, install_folder() / LIBRARY)
     with pytest.raises(BackendError, match=f" --arch {not_on[0]}$"):
         require_code(install_folder() / LIBRARY, not_on[0])
+
+
+class Started:
+    """Stands for the module of a TensorRT; no library is to come to it."""
+
+    title, version = "TensorRT", "10.14.1"
+
+    def load_plugins(self, library: Path, operators: Mapping[str, int]) -> None:
+        raise AssertionError(library)
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not installed, which says what it compiled for")
+def test_an_engine_is_not_loaded_with_a_library_for_another_gpu(
+    tiny_v1_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was built with this very library, on the board that it is for."""
+    library = compiled_for(["sm_87"], tmp_path / "orin.so")
+    monkeypatch.setenv(VARIABLE, str(library))
+    bundle = Bundle(tiny_v1_bundle)
+    sums = {name: bundle.manifest.files[name].sha256 for name in (DECODER_GRAPH, DECODER_WEIGHTS)}
+    plan = tmp_path / "decoder.plan"
+    plan.write_bytes(b"plan")
+    record = EngineRecord(
+        4,
+        "…",
+        DECODER_GRAPH,
+        "trt",
+        Started.version,
+        89,
+        sha256_of(library),
+        *sums.values(),
+        max_length=64,
+        max_batch=1,
+    )
+    with pytest.raises(BackendError, match=rf"^{library} has no code for SM 89, only for SM 87: build it with: "):
+        Loader(bundle, HostDevice(), {DECODER_GRAPH: (plan, record)}, lambda target: Started())  # type: ignore[arg-type]
