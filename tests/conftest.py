@@ -257,6 +257,7 @@ def plugin_build() -> Path:
             pytest.skip(f"{program} is not installed, which builds the plugin library")
     with alone(BUILD):
         configure = ["cmake", "-B", BUILD, "-S", ROOT, f"-DCMAKE_CUDA_ARCHITECTURES={ARCHITECTURE}"]
+        configure += ["-DMONOEDGE_WERROR=ON"]
         result = subprocess.run(configure, capture_output=True, text=True, check=False)
         if "NvInferRuntime.h" in result.stderr:
             pytest.skip("TensorRT's headers are not here; this fetches them: make build/tensorrt_headers")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from plugins_trt.build import main
+from runtime.backends.cuda.driver import Device
 from runtime.backends.plugin_library import VARIABLE
 from runtime.errors import MonoedgeError, OptionError
 
@@ -109,6 +111,14 @@ def test_no_gpu_asks_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
         main([])
 
 
+@pytest.mark.parametrize("arguments", [["--arch", "75"], ["--arch", "89", "62"], []], ids=str)
+def test_gpus_that_are_too_old(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    """Named, or at hand."""
+    monkeypatch.setattr("plugins_trt.build.find_device", lambda: Device("Quadro RTX 4000", 75, 12, 9))
+    with pytest.raises(OptionError, match=r"^there are no kernels for SM (75|62), only for SM 80 and later: [^\n]+$"):
+        main(arguments)
+
+
 @pytest.mark.parametrize("arch", ["8.9", "sm_89", "8"])
 def test_bad_architectures(arch: str) -> None:
     with pytest.raises(OptionError, match="without its dot"):
@@ -164,10 +174,24 @@ def test_missing_headers_are_told_with_the_rest(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.usefixtures("tools")
+def test_warnings_end_our_builds_and_nobody_elses(tmp_path: Path) -> None:
+    """A compiler that is newer than ours may warn of more."""
+    (tmp_path / "NvInferRuntime.h").touch()
+    configure = ["cmake", "-S", ROOT, "-B", tmp_path / "build", f"-DMONOEDGE_TENSORRT_HEADERS={tmp_path}"]
+    configure += ["-DCMAKE_CUDA_ARCHITECTURES=89", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"]
+    for option, ends in ((), False), (("-DMONOEDGE_WERROR=ON",), True):
+        subprocess.run([*configure, *option], check=True, capture_output=True)
+        commands = json.loads((tmp_path / "build/compile_commands.json").read_text())
+        assert len([entry for entry in commands if "core/experts.cu" in entry["file"]]) == 1
+        assert {"-Werror" in entry["command"] for entry in commands} == {ends}
+        assert {"--Werror=all-warnings" in entry["command"] for entry in commands if "core/" in entry["file"]} == {ends}
+
+
+@pytest.mark.usefixtures("tools")
 def test_an_architecture_that_nvcc_does_not_know(tmp_path: Path) -> None:
     (tmp_path / "NvInferRuntime.h").touch()
-    with pytest.raises(MonoedgeError, match=r"asks for 35, this nvcc knows \d+"):
-        main(["--arch", "35", "--headers", str(tmp_path), "-o", str(tmp_path / "library.so")])
+    with pytest.raises(MonoedgeError, match=r"asks for 999, this nvcc knows \d+"):
+        main(["--arch", "999", "--headers", str(tmp_path), "-o", str(tmp_path / "library.so")])
 
 
 @pytest.mark.usefixtures("tools")
@@ -178,7 +202,7 @@ def test_fetched_headers_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(packages))
     monkeypatch.setattr("plugins_trt.build._FETCHED", fetched)
-    command = ["--arch", "35", "-o", str(tmp_path / "library.so")]
+    command = ["--arch", "999", "-o", str(tmp_path / "library.so")]
     with pytest.raises(MonoedgeError, match=r"^kernel-lens==2.0.1 cannot be installed: [^\n]+$"):
         main([*command, "--fetch-headers"])
     assert list(fetched.parent.iterdir()) == []
@@ -192,11 +216,11 @@ def test_fetched_headers_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         }
         for name, text in metadata.items():
             wheel.writestr(f"kernel_lens-2.0.1.dist-info/{name}", text)
-    with pytest.raises(MonoedgeError, match="asks for 35"):
+    with pytest.raises(MonoedgeError, match="asks for 999"):
         main([*command, "--fetch-headers"])
     shutil.rmtree(packages)
     for again in ([*command, "--fetch-headers"], command):
-        with pytest.raises(MonoedgeError, match="asks for 35"):
+        with pytest.raises(MonoedgeError, match="asks for 999"):
             main(again)
 
 

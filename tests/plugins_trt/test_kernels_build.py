@@ -11,7 +11,8 @@ import pytest
 
 from .kernels import CORE
 
-ARCHITECTURES = ("87", "89", "90", "110", "120")
+ARCHITECTURES = ("80", "86", "87", "89", "90", "100", "110", "120")
+"""Those of ``plugins_trt/architectures.cmake``."""
 HOT = ("decodeKernel", "prefillKernel")
 INSTANCES = 2 * 2 * 2
 """Of each hot kernel: two types, gated or not, and two tiles."""
