@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdio>
+#include <cstring>
 
 namespace monoedge::trt
 {
@@ -12,6 +13,7 @@ namespace
 {
 
 constexpr std::size_t kMaxLine{1024};
+constexpr std::size_t kMaxName{200}; ///< Leaves room for what is said of a node.
 
 std::atomic<nvinfer1::ILoggerFinder*> gLoggerFinder{nullptr};
 
@@ -31,13 +33,26 @@ nvinfer1::ILogger* logger() noexcept
     }
 }
 
+/// Bytes of a name that a line shows. What is cut off are whole characters of UTF-8: loggers in Python take no halves.
+int lengthOfName(char const* name) noexcept
+{
+    std::size_t length = std::strlen(name);
+    if (length > kMaxName)
+    {
+        for (length = kMaxName; length > 0 && (name[length] & 0xC0) == 0x80; --length)
+        {
+        }
+    }
+    return static_cast<int>(length);
+}
+
 } // namespace
 
 void report(nvinfer1::ILogger::Severity severity, char const* node, char const* message) noexcept
 {
     // On the stack, since the report may be that memory ran out.
     char line[kMaxLine];
-    std::snprintf(line, sizeof(line), "[monoedge] %s: %s", node, message);
+    std::snprintf(line, sizeof(line), "[monoedge] %.*s: %s", lengthOfName(node), node, message);
     if (nvinfer1::ILogger* const found = logger())
     {
         found->log(severity, line);
