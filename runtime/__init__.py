@@ -1,13 +1,16 @@
 """Answers about images from a bundle: ``runtime.Session(image, prompt)``.
 
-Needs numpy, pillow, tokenizers and tqdm; a backend's own packages are imported when it is chosen.
+Needs numpy, pillow, tokenizers and tqdm, which are imported when a name that needs them is first used: so that
+``runtime.doctor`` can say which of them are missing. A backend's own packages are imported when it is chosen.
 """
 
-# ruff: noqa: E402 - what is imported below takes time, in which a command line may be interrupted
+# ruff: noqa: E402 - a command line may be interrupted while it imports what is below
 
+import importlib
 import sys
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 _PACKAGES = {"runtime", "export", "calibration", "plugins_trt"}
 
@@ -20,20 +23,31 @@ def _is_ours() -> bool:
 
 
 def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Tells of an interrupt that nobody catches in one line. Python then dies by its signal, as it always does."""
+    """Tells in one line of an interrupt that nobody catches, by whose signal Python then dies, as it always does; and
+    of a package that is missing before ``main`` could begin."""
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)  # noqa: T201 - a command line speaks
-    else:
-        sys.__excepthook__(kind, error, trace)
+        return
+    if issubclass(kind, ModuleNotFoundError):
+        from runtime.packages import BASE, install_command
+
+        name = (getattr(error, "name", None) or "").partition(".")[0]
+        if name in BASE:
+            command = f"{install_command(BASE[name])}"
+            print(f"error: {name} is not installed; this installs it: {command}", file=sys.stderr)  # noqa: T201
+            sys.exit(2)
+    sys.__excepthook__(kind, error, trace)
 
 
 if _is_ours():  # Until ``runtime.console.run`` takes over, when ``main`` begins.
     sys.excepthook = _tell
 
-from runtime.answer import Answer, Stats
 from runtime.errors import BackendError, BundleError, ImageError, MonoedgeError, OptionError, PromptError
-from runtime.model import Model, load
-from runtime.session import Session
+
+if TYPE_CHECKING:
+    from runtime.answer import Answer, Stats
+    from runtime.model import Model, load
+    from runtime.session import Session
 
 __version__ = "0.1.0"
 
@@ -51,3 +65,23 @@ __all__ = [
     "__version__",
     "load",
 ]
+
+_PLACES = {
+    "Answer": "runtime.answer",
+    "Stats": "runtime.answer",
+    "Model": "runtime.model",
+    "load": "runtime.model",
+    "Session": "runtime.session",
+}
+"""The modules of the names that need packages."""
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:  # noqa: ANN401
+        if name not in _PLACES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value = getattr(importlib.import_module(_PLACES[name]), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

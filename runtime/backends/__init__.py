@@ -6,18 +6,20 @@ A backend knows tensors, not conversations. ``Backend`` and ``Context`` are all 
 from __future__ import annotations
 
 import importlib
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
-import numpy as np
-import numpy.typing as npt
-
-from runtime.bundle.reader import Bundle
 from runtime.errors import OptionError
-from runtime.images.frames import DeviceImage
-from runtime.images.pixels import Pixels
-from runtime.images.preprocess import ImageProcessor
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:  # The GPU and the plugin library are looked for where numpy is missing too.
+    import numpy as np
+    import numpy.typing as npt
+
+    from runtime.bundle.reader import Bundle
+    from runtime.images.frames import DeviceImage
+    from runtime.images.pixels import Pixels
+    from runtime.images.preprocess import ImageProcessor
+
+Array: TypeAlias = "npt.NDArray[Any]"
 
 
 class Context(Protocol):
