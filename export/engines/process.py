@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from export.engines.plan import Plan
 from runtime.backends.tensorrt.library import NAMESPACE
 from runtime.bundle.manifest import FileRecord
 from runtime.bundle.targets import Target
+from runtime.console.children import child_environment, how_it_ended
 from runtime.console.console import Console
 from runtime.errors import BackendError
 
@@ -68,18 +68,6 @@ def build_plan(plan: Plan, options: Options, graph: Path, output: Path, console:
         raise BackendError(" ".join(f"{plan.graph}: {heard['failed']}{reason}".split()))
     ended = how_it_ended(process.returncode, next(iter([*ours, *errors, *printed[-1:]]), ""))
     raise BackendError(f"{plan.graph}: the process that builds with {options.target.title} {ended}")
-
-
-def child_environment() -> dict[str, str]:
-    """Returns this process's environment, in which Python finds our packages where they are."""
-    ours = str(Path(__file__).resolve().parents[2])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [ours, os.environ.get("PYTHONPATH")]))}
-
-
-def how_it_ended(code: int, reason: str) -> str:
-    """Says in one line how a process ended: ``ended with SIGABRT: terminate called …``."""
-    name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    return " ".join(f"ended with {name}{': ' if reason else ''}{reason}".split())
 
 
 def _library_path(target: Target, folder: Path) -> dict[str, str]:

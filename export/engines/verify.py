@@ -15,7 +15,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from export.engines.process import child_environment, how_it_ended
 from export.recorded import compare as engine_compare
 from export.recorded import format as recording_format
 from runtime.backends.cuda.driver import Device
@@ -23,6 +22,7 @@ from runtime.backends.plugin_library import VARIABLE
 from runtime.bundle.engines import Plans
 from runtime.bundle.manifest import DECODER_GRAPH, EngineRecord
 from runtime.bundle.reader import Bundle
+from runtime.console.children import child_environment, how_it_ended
 from runtime.console.console import Console
 from runtime.errors import BackendError, BundleError, MonoedgeError
 
