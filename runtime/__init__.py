@@ -33,7 +33,7 @@ def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType 
 
         name = (getattr(error, "name", None) or "").partition(".")[0]
         if name in BASE:
-            command = f"{install_command(BASE[name])}"
+            command = f"{install_command(BASE[name])} (python -m runtime.doctor tells what else is missing)"
             print(f"error: {name} is not installed; this installs it: {command}", file=sys.stderr)  # noqa: T201
             sys.exit(2)
     sys.__excepthook__(kind, error, trace)

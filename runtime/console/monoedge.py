@@ -16,6 +16,7 @@ COMMANDS = {
     "engine": ("export.engine", "builds TensorRT engines of a bundle"),
     "recording": ("export.recording", "records what ONNX Runtime answers, to compare engines with"),
     "chat": ("runtime.chat.__main__", "answers questions about images"),
+    "doctor": ("runtime.doctor.__main__", "says what of this machine answering needs, and whether it is there"),
     "bench": ("runtime.bench.__main__", "measures speed and memory of a bundle"),
 }
 """Each command's module, whose ``main`` reads ``sys.argv``, and what it does. Modules are imported when chosen."""

@@ -80,6 +80,7 @@ sys.meta_path.insert(0, Finder)
         # These import numpy once their options are right.
         (["-m", "export.engine"], "runtime.errors"),
         (["-m", "plugins_trt.build"], "runtime.errors"),
+        (["-m", "runtime.doctor"], "runtime.errors"),
         ([str(Path(sys.executable).with_name("monoedge")), "chat"], "numpy"),
     ],
     ids=lambda value: value if isinstance(value, str) else Path(value[-1]).name,

@@ -1,0 +1,1 @@
+"""What of this machine answering needs, and whether it is there: ``python -m runtime.doctor``."""
