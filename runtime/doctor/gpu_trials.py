@@ -8,8 +8,12 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from runtime.backends.cuda.device import Device
     from runtime.backends.tensorrt.pixels import Resize
+    from runtime.images.preprocess import ImageProcessor
 
 COPIED = 256 << 20
 """Bytes of one copy, where the GPU has room: more than its cache holds."""
@@ -70,33 +74,47 @@ def resize(device: Device | None = None, kernel: Resize | None = None) -> int:
     import numpy as np
     from PIL import Image
 
-    from runtime.backends.tensorrt.pixels import Tiler, open_resize
-    from runtime.backends.tensorrt.plan import Buffer, Profile, VisionLayout
     from runtime.errors import BackendError
     from runtime.images.preprocess import ImageProcessor
+
+    processor = ImageProcessor(56, 4, 1, 4, True, True, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    picture = np.random.default_rng(0).integers(0, 256, (90, 131, 3), np.uint8)
+    expected = processor.cut(Image.fromarray(picture))
+    got = _tiles(picture, processor, expected, device, kernel)
+    if wrong := int((got != expected).sum()):
+        raise BackendError(f"{wrong:,} of {expected.size:,} numbers differ from Pillow's: build the library again")
+    return int(expected.size)
+
+
+def _tiles(
+    picture: NDArray[np.uint8],
+    processor: ImageProcessor,
+    expected: NDArray[np.float32],
+    device: Device | None,
+    kernel: Resize | None,
+) -> NDArray[np.float32]:
+    """Makes the tiles of a picture on the GPU, as many and as large as those that are expected."""
+    from runtime.backends.tensorrt.pixels import Tiler, open_resize
+    from runtime.backends.tensorrt.plan import Buffer, Profile, VisionLayout
 
     if device is None:
         from runtime.backends.cuda.pycuda import PyCudaDevice
 
         device = PyCudaDevice()
-    processor = ImageProcessor(56, 4, 1, 4, True, True, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    tile = Buffer(np.dtype("<f4"), (3, processor.image_size, processor.image_size))
+    tile = Buffer(expected.dtype, expected.shape[1:])
     layout = VisionLayout((Profile(0, 1, 1),), tile, tile)
-    picture = np.random.default_rng(0).integers(0, 256, (90, 131, 3), np.uint8)
-    expected = processor.cut(Image.fromarray(picture))
     with device:
         memory, host = device.allocate(picture.nbytes), device.allocate_host(max(picture.nbytes, expected.nbytes))
         host.array[: picture.nbytes] = picture.reshape(-1)
         device.upload(host.array[: picture.nbytes], memory.address)
-        device.synchronize()
         described = {"data": (memory.address, False), "shape": picture.shape, "typestr": "|u1", "version": 3}
         frame = SimpleNamespace(__cuda_array_interface__=described)
         pixels = Tiler(device, layout, kernel or open_resize(), lambda pixels: expected)(frame, processor, None)
         device.download(pixels.address, host.array[: expected.nbytes])
-        device.synchronize()
-        got = host.array[: expected.nbytes].view(np.float32).reshape(expected.shape).copy()
-        memory.free()
-        host.free()
-    if wrong := int((got != expected).sum()):
-        raise BackendError(f"{wrong:,} of {expected.size:,} numbers differ from Pillow's: build the library again")
-    return int(expected.size)
+        done = device.event()
+        done.record()
+        done.wait()
+        tiles = host.array[: expected.nbytes].view(expected.dtype).reshape(expected.shape).copy()
+        for resource in (done, memory, host):
+            resource.free()
+    return tiles

@@ -19,6 +19,9 @@ from runtime.doctor.report import MISSING, OK, TENSORRT, WRONG, Finding
 
 SEARCHED = "LD_LIBRARY_PATH"
 
+DEFAULT_NVCC = "/usr/local/cuda/bin/nvcc"
+"""Where CUDA installs it; JetPack leaves it out of PATH."""
+
 MODULES: dict[str, Target] = {}
 """The first target of each TensorRT, by its module."""
 for _target in TARGETS.values():
@@ -28,7 +31,7 @@ for _target in TARGETS.values():
 def toolkit() -> Finding:
     """Looks for nvcc, which the plugin library is built with and nothing else needs."""
     home = os.environ.get("CUDA_HOME")
-    places = (os.environ.get("CUDACXX"), home and f"{home}/bin/nvcc", shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc")
+    places = (os.environ.get("CUDACXX"), home and f"{home}/bin/nvcc", shutil.which("nvcc"), DEFAULT_NVCC)
     nvcc = next((place for place in places if place and Path(place).is_file()), None)
     if nvcc is None:
         remedy = "install CUDA 12.6 or later (https://developer.nvidia.com/cuda-downloads), or set CUDACXX or CUDA_HOME"
