@@ -100,7 +100,9 @@ def packages(gpu: Gpu) -> Iterator[Finding]:
     yield finding
     finding = package_finding("cuda-bindings", "cuda.bindings.driver", NOBODY)
     if finding.status == MISSING:
-        yield replace(finding, found=f"{finding.found}: answers come without CUDA graphs, more slowly")
+        remedy = f"pip install 'cuda-bindings<{gpu.cuda[0] + 1}'" if gpu.cuda else finding.remedy
+        found = f"{finding.found}: answers come without CUDA graphs, more slowly"
+        yield replace(finding, found=found, remedy=remedy)
     else:
         major = re.match(r"\d+", finding.found)
         yield fits(finding, int(major[0]) if major else 0, gpu, "pip install 'cuda-bindings<{}'")

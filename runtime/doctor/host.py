@@ -45,9 +45,21 @@ def python() -> Iterator[Finding]:
     else:
         found = f"{runtime.__version__}, {place}, which is not installed: pip does not know what it needs"
         yield Finding("monoedge", MISSING, found, f"pip install -e {shlex.quote(str(place))}")
+    yield _pip()
+
+
+def _pip() -> Finding:
+    """Every remedy that begins with pip means this Python's."""
+    own, of_shell = Path(sys.executable).parent, shutil.which("pip")
     if find_spec("pip") is None:
-        remedy = "python -m ensurepip --upgrade (on Debian and Ubuntu after: sudo apt install python3-venv)"
-        yield Finding("pip", MISSING, "this Python has none, and a pip of the shell installs elsewhere", remedy)
+        remedy = "python -m ensurepip --default-pip (on Debian and Ubuntu after: sudo apt install python3-venv)"
+        return Finding("pip", MISSING, "this Python has none, and a pip of the shell installs elsewhere", remedy)
+    if of_shell is None or Path(of_shell).parent != own:
+        found = f"the shell's pip is {of_shell or 'none'}, which is not this Python's"
+        activate = own / "activate"
+        way = f". {shlex.quote(str(activate))}, or " if activate.exists() else ""
+        return Finding("pip", WRONG, found, f"{way}{sys.executable} -m pip in the place of pip")
+    return Finding("pip", OK, of_shell)
 
 
 def _environment() -> str:

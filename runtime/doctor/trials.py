@@ -124,7 +124,27 @@ def backend(name: str, bundle: str) -> str:
     kind = next(kind for kind in kinds if kind.name == name)
     if kind.provider not in module.ort.get_available_providers() or opened.manifest.by_expert:
         kind(opened)  # says why not, before it reads weights
-    return f"onnxruntime {module.ort.__version__} has the {kind.provider}"
+    return _start_provider(module.ort, kind.provider)
+
+
+def _start_provider(ort: Any, provider: str) -> str:  # noqa: ANN401 - the module
+    """Starts one of ONNX Runtime's providers for GPUs on a graph without weights; it only logs what is missing."""
+    try:
+        if provider in ort.InferenceSession(EMPTY_GRAPH, providers=[provider], enable_fallback=0).get_providers():
+            return f"onnxruntime {ort.__version__}, {provider}"
+        reason = "no GPU that it can use"
+    except Exception as error:
+        reason = str(error)
+    folder, kind = Path(ort.__file__).parent / "capi", provider.removesuffix("ExecutionProvider").lower()
+    try:
+        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), os.RTLD_NOW | os.RTLD_GLOBAL)
+        ctypes.CDLL(str(folder / f"libonnxruntime_providers_{kind}.so"), os.RTLD_NOW)
+    except OSError as error:
+        reason = str(error)
+    raise BackendError(
+        f"onnxruntime {ort.__version__} cannot start its {provider} ({' '.join(reason.split())}): install the CUDA, "
+        "cuDNN and TensorRT that it was built for"
+    )
 
 
 EMPTY_GRAPH = (

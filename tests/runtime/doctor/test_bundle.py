@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from runtime.doctor.bundle import fit
 from runtime.doctor.gpu import Gpu
 from runtime.doctor.report import OK, WRONG, Finding
 
-from .machines import Machine
+from .machines import BASE, Machine
 
 TENSORRT = "__version__ = '10.15.1'\nclass ILogger: pass\n"
 """A module that says its version. It loads nothing, so that no engine could run."""
@@ -243,3 +244,42 @@ def test_memory_of_a_gpu(bf16: Path, tmp_path: Path) -> None:
     needed = 8 + 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * 2 * 512
     assert (line(needed).status, line(needed - 1).status) == (OK, WRONG)
     assert "caches for 512 tokens" in line(needed).found
+
+
+ONNXRUNTIME = """
+__version__ = "1.31.1"
+
+def get_available_providers():
+    return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+class InferenceSession:
+    def __init__(self, model, options=None, **settings):
+        pass
+
+    def get_providers(self):
+        return ["CPUExecutionProvider"]
+"""
+"""As onnxruntime-gpu is where it cannot load its provider: it says so in a log, and computes on the CPU."""
+
+
+def test_a_provider_that_cannot_be_started(machine: Machine, folder: Path, gcc: str, tmp_path: Path) -> None:
+    machine.install(*BASE)
+    place = machine.packages / "onnxruntime"
+    (place / "capi").mkdir(parents=True)
+    (place / "__init__.py").write_text(ONNXRUNTIME)
+    (tmp_path / "nothing.c").write_text("int nothing;\n")
+    linked = ("-Wl,--no-as-needed", "-L.", "-l:libcublasLt.so.13")
+    for library, words in (
+        (tmp_path / "libcublasLt.so.13", ()),
+        (place / "capi/libonnxruntime_providers_shared.so", ()),
+        (place / "capi/libonnxruntime_providers_cuda.so", linked),
+    ):
+        subprocess.run([gcc, "-shared", "-fPIC", "nothing.c", "-o", library, *words], cwd=tmp_path, check=True)
+    (tmp_path / "libcublasLt.so.13").unlink()
+    report = machine.doctor("--bundle", str(folder), "--backend", "onnxruntime-cuda")
+    assert report.said("backends", "onnxruntime-cuda")[:2] == (
+        "missing",
+        "onnxruntime 1.31.1 cannot start its CUDAExecutionProvider (libcublasLt.so.13: cannot open shared object file: "
+        "No such file or directory): install the CUDA, cuDNN and TensorRT that it was built for",
+    )
+    assert report.finding("backends", "onnxruntime-cuda")["hinders"]

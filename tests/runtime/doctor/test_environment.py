@@ -43,7 +43,7 @@ def test_an_empty_environment(machine: Machine) -> None:
         "not looked at: No module named 'numpy'",
         "install the packages above first",
     )
-    assert report.said("Python", "pip")[2].startswith("python -m ensurepip")
+    assert report.said("Python", "pip")[2].startswith("python -m ensurepip --default-pip")
     assert report.said("Python", "monoedge")[2] == f"pip install -e {ROOT}"
     assert report.text.endswith(
         "\nverdict: 6 things keep backend onnxruntime from answering from bundle here: packages, numpy; packages, "
@@ -54,6 +54,22 @@ def test_an_empty_environment(machine: Machine) -> None:
     report = machine.doctor()
     assert (report.code, report.errors) == (0, "")
     assert report.text.endswith("\nverdict: nothing that was found keeps backend onnxruntime from answering here\n")
+
+
+def test_the_shell_has_the_pip_of_another_python(machine: Machine) -> None:
+    """As long as the environment is not activated. What each remedy does is done."""
+    binaries = machine.folder / "venv/bin"
+    subprocess.run([binaries / "python", "-m", "ensurepip", "--default-pip"], check=True, capture_output=True)
+    elsewhere = machine.folder / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "pip").symlink_to(binaries / "pip")
+    status, found, remedy = machine.doctor(PATH=f"{elsewhere}").said("Python", "pip")
+    assert (status, found) == ("wrong", f"the shell's pip is {elsewhere / 'pip'}, which is not this Python's")
+    assert remedy == f". {binaries / 'activate'}, or {binaries / 'python'} -m pip in the place of pip"
+    path = subprocess.run(
+        ["bash", "-c", f". {binaries / 'activate'} && printf %s $PATH"], capture_output=True, text=True, check=True
+    ).stdout
+    assert machine.doctor(PATH=path).said("Python", "pip") == ("ok", str(binaries / "pip"), "")
 
 
 def test_packages_that_fail(equipped: Machine) -> None:

@@ -31,6 +31,7 @@ def test_a_gpu(with_gpu: Machine, driver: Path) -> None:
     assert report.said("GPU", "GPU") == ("ok", "GPU of a test, SM 89, 1.57 of 8.59 GB free", "")
     assert report.said("GPU", "pycuda") == ("missing", "not installed", "pip install pycuda")
     assert report.finding("GPU", "pycuda")["hinders"]
+    assert report.said("GPU", "cuda-bindings")[::2] == ("missing", "pip install 'cuda-bindings<14'")
     status, found, _ = report.said("trials on the GPU", "copies")
     assert status == "ok"
     assert found.endswith(" GB/s, read and written")
