@@ -6,8 +6,18 @@ Needs numpy, pillow, tokenizers and tqdm, which are imported when a name that ne
 
 # ruff: noqa: E402 - a command line may be interrupted while it imports what is below
 
-import importlib
 import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036 - older ones cannot read what follows, and pip is not asked in a checkout
+    _REASON = "monoedge needs Python 3.10 or later, this is {}.{}: make an environment with one".format(
+        *sys.version_info
+    )
+    if sys.argv[:1] == ["-m"]:
+        print("error: " + _REASON, file=sys.stderr)  # noqa: T201 - a command line speaks
+        sys.exit(2)
+    raise ImportError(_REASON)
+
+import importlib
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any

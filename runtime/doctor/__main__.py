@@ -204,7 +204,7 @@ class Doctor:
         if self._gpu.device is None:
             yield Finding("copies, kernels, engines", MISSING, "there is no GPU to try them on")
             return
-        yield _tried("copies", lambda: f"{attempt('bandwidth') / 1e9:.0f} GB/s, read and written")
+        yield _tried("copies", lambda: f"{attempt('bandwidth') / 1e9:.0f} GB/s of the GPU's memory, read and written")
         yield _tried("resizing a picture", lambda: f"{attempt('resize'):,} numbers are those of Pillow")
         yield self._engines()
 

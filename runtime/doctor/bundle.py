@@ -94,7 +94,7 @@ def engines(bundle: Bundle, gpu: Gpu, versions: Mapping[str, str]) -> Iterator[F
         if gpu.device is not None and version and not reason:
             reason = why_foreign(name, record, version, gpu.device.capability, folder)
         if reason:
-            yield Finding(name, WRONG, reason, needed_by=TENSORRT)
+            yield Finding(name, WRONG, reason.removeprefix(f"{name} "), needed_by=TENSORRT)
         else:
             yield Finding(name, OK, f"for {is_for}; of this bundle")
     if gpu.device is not None:

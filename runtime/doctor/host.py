@@ -7,6 +7,7 @@ import platform
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -50,16 +51,22 @@ def python() -> Iterator[Finding]:
 
 def _pip() -> Finding:
     """Every remedy that begins with pip means this Python's."""
-    own, of_shell = Path(sys.executable).parent, shutil.which("pip")
-    if find_spec("pip") is None:
+    own = find_spec("pip")
+    if own is None or own.origin is None:
         remedy = "python -m ensurepip --default-pip (on Debian and Ubuntu after: sudo apt install python3-venv)"
         return Finding("pip", MISSING, "this Python has none, and a pip of the shell installs elsewhere", remedy)
-    if of_shell is None or Path(of_shell).parent != own:
-        found = f"the shell's pip is {of_shell or 'none'}, which is not this Python's"
-        activate = own / "activate"
-        way = f". {shlex.quote(str(activate))}, or " if activate.exists() else ""
-        return Finding("pip", WRONG, found, f"{way}{sys.executable} -m pip in the place of pip")
-    return Finding("pip", OK, of_shell)
+    try:
+        said = subprocess.run(["pip", "--version"], capture_output=True, text=True, check=True, timeout=60).stdout  # noqa: S607
+        found = re.search(r"from (.+) \(python", said)
+        place = found[1] if found else said.strip()
+    except (OSError, subprocess.SubprocessError):
+        place = "none"
+    if Path(place).resolve() == Path(own.origin).resolve().parent:
+        return Finding("pip", OK, place)
+    activate = Path(sys.executable).with_name("activate")
+    way = f". {shlex.quote(str(activate))}, or " if activate.exists() else ""
+    remedy = f"{way}{shlex.quote(sys.executable)} -m pip in the place of pip"
+    return Finding("pip", WRONG, f"the shell's is {place}, which is not this Python's", remedy)
 
 
 def _environment() -> str:

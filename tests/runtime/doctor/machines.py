@@ -56,6 +56,10 @@ class Machine:
         venv.create(self.folder / "venv", with_pip=False, symlinks=True)
 
     @property
+    def python(self) -> Path:
+        return self.folder / "venv/bin/python"
+
+    @property
     def packages(self) -> Path:
         return self.folder / "packages"
 
@@ -98,7 +102,7 @@ class Machine:
             **self.variables,
             **variables,
         }
-        command = [self.folder / "venv/bin/python", "-m", "runtime.doctor", *options]
+        command = [self.python, "-m", "runtime.doctor", *options]
         return subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False, timeout=600
         )

@@ -171,7 +171,7 @@ def test_engines_that_are_stale(with_gpu: Machine, bf16: Path, change: dict[str,
         return
     assert status == "wrong"
     assert found == (
-        f"{names[DECODER_GRAPH]} {reason}: build it again with: python -m export.engine --bundle {bf16} --target trt "
+        f"{reason}: build it again with: python -m export.engine --bundle {bf16} --target trt "
         "--max-length 512 --max-batch 1 --overwrite"
     )
     assert report.said("bundle", names[VISION_GRAPH])[0] == "ok"

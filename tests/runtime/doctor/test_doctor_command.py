@@ -55,9 +55,8 @@ def test_json_has_what_the_report_says(equipped: Machine) -> None:
 @pytest.mark.parametrize(("target", "code"), [("| true", 0), ("> /dev/full", 2)])
 def test_a_reader_that_leaves_and_a_full_disk(machine: Machine, target: str, code: int) -> None:
     """As of every command line: no traceback."""
-    python = machine.folder / "venv/bin/python"
     done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", f"{python} -m runtime.doctor {target}"],
+        ["bash", "-o", "pipefail", "-c", f"{machine.python} -m runtime.doctor {target}"],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **machine.variables},
         capture_output=True,
         text=True,

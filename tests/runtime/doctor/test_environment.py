@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import runtime
 from runtime.doctor.host import PYTHONS, disk
 from runtime.doctor.report import OK, WRONG
 
@@ -60,16 +61,16 @@ def test_the_shell_has_the_pip_of_another_python(machine: Machine) -> None:
     """As long as the environment is not activated. What each remedy does is done."""
     binaries = machine.folder / "venv/bin"
     subprocess.run([binaries / "python", "-m", "ensurepip", "--default-pip"], check=True, capture_output=True)
-    elsewhere = machine.folder / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / "pip").symlink_to(binaries / "pip")
-    status, found, remedy = machine.doctor(PATH=f"{elsewhere}").said("Python", "pip")
-    assert (status, found) == ("wrong", f"the shell's pip is {elsewhere / 'pip'}, which is not this Python's")
+    other = Machine(machine.folder / "other")
+    subprocess.run([other.python, "-m", "ensurepip", "--default-pip"], check=True, capture_output=True)
+    place = next(other.folder.glob("venv/lib/python*/site-packages/pip"))
+    status, found, remedy = machine.doctor(PATH=f"{other.python.parent}:/usr/bin:/bin").said("Python", "pip")
+    assert (status, found) == ("wrong", f"the shell's is {place}, which is not this Python's")
     assert remedy == f". {binaries / 'activate'}, or {binaries / 'python'} -m pip in the place of pip"
     path = subprocess.run(
         ["bash", "-c", f". {binaries / 'activate'} && printf %s $PATH"], capture_output=True, text=True, check=True
     ).stdout
-    assert machine.doctor(PATH=path).said("Python", "pip") == ("ok", str(binaries / "pip"), "")
+    assert machine.doctor(PATH=path).said("Python", "pip")[0] == "ok"
 
 
 def test_packages_that_fail(equipped: Machine) -> None:
@@ -118,6 +119,25 @@ def test_the_versions_of_python_are_those_of_the_project() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     (first, last) = (".".join(map(str, version)) for version in (PYTHONS[0], (PYTHONS[1][0], PYTHONS[1][1] + 1)))
     assert f'requires-python = ">={first},<{last}"' in text
+    assert f"needs Python {first} or later" in Path(runtime.__file__).read_text()
+
+
+def test_an_older_python_is_refused_in_one_line(tmp_path: Path) -> None:
+    older = sorted((Path.home() / ".pyenv/versions").glob("3.[6-9].*/bin/python"))
+    if not older:
+        pytest.skip("no Python before 3.10 is installed below ~/.pyenv")
+    for python in older:
+        done = subprocess.run(
+            [python, "-m", "runtime.doctor"],
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("error: monoedge needs Python 3.10 or later, this is 3.")
+        assert done.stderr.count("\n") == 1
 
 
 def test_a_small_disk(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def test_a_gpu(with_gpu: Machine, driver: Path) -> None:
     assert report.said("GPU", "cuda-bindings")[::2] == ("missing", "pip install 'cuda-bindings<14'")
     status, found, _ = report.said("trials on the GPU", "copies")
     assert status == "ok"
-    assert found.endswith(" GB/s, read and written")
+    assert found.endswith(" GB/s of the GPU's memory, read and written")
     assert report.said("trials on the GPU", "resizing a picture")[:2] == (
         "wrong",
         "pycuda is not installed; this adds it: pip install pycuda",
