@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timezone
@@ -14,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import runtime
 from runtime.backends import DEFAULT, NAMES
+from runtime.backends.plugin_library import plugin_library
 from runtime.console.console import Console
 from runtime.console.files import replaced, require_output
 from runtime.console.run import make_parser, run
 from runtime.doctor import gpu as graphics
 from runtime.doctor import host, libraries
 from runtime.doctor.children import TrialError, attempt, command
-from runtime.doctor.plugin import plugin
+from runtime.doctor.plugin import LIBRARY, plugin
 from runtime.doctor.report import ALL, MISSING, OK, TENSORRT, WRONG, Finding, Step, verdict
 from runtime.errors import MonoedgeError, OptionError
 from runtime.records import user_path
@@ -87,6 +87,7 @@ class Doctor:
         self._gpu = self._find_gpu()
         self._bundle = self._open()
         self._versions: dict[str, str] = {}
+        self._library: Path | None = None
         self.backend = backend or self._choose()
         self._verdict, self._well = "", False
 
@@ -168,7 +169,10 @@ class Doctor:
         yield from libraries.search_path(self._gpu, self._versions)
 
     def _plugin(self) -> Iterator[Finding]:
-        yield from plugin(self._gpu, self._versions, self._operators())
+        for finding in plugin(self._gpu, self._versions, self._operators()):
+            if finding.what == LIBRARY and finding.status == OK:
+                self._library = plugin_library()
+            yield finding
         yield libraries.toolkit()
 
     def _operators(self) -> dict[str, int]:
@@ -192,7 +196,7 @@ class Doctor:
         yield finding
         if opened is not None:
             yield from bundle.fit(opened, self._gpu)
-            yield from bundle.engines(opened, self._gpu, self._versions)
+            yield from bundle.engines(opened, self._gpu, self._versions, self._library)
 
     def _backends(self) -> Iterator[Finding]:
         from runtime.doctor import bundle
@@ -206,18 +210,18 @@ class Doctor:
             return
         yield _tried("copies", lambda: f"{attempt('bandwidth') / 1e9:.0f} GB/s of the GPU's memory, read and written")
         yield _tried("resizing a picture", lambda: f"{attempt('resize'):,} numbers are those of Pillow")
-        yield self._engines()
+        yield self._engines(self._gpu.device.capability)
 
-    def _engines(self) -> Finding:
+    def _engines(self, capability: int) -> Finding:
         """Compares the engines with what was recorded, by the command that does that."""
-        what, operators = "engines", "which also tries the operators' kernels"
+        what, operators = "engines", "and only engines try the operators' kernels"
         if self._bundle is None:
-            return Finding(what, MISSING, f"no bundle to answer from, {operators}", "name one with --bundle")
+            return Finding(what, MISSING, f"no bundle was named, {operators}", "name one with --bundle")
         from runtime.doctor import bundle
 
-        if not bundle.is_recorded(self._bundle):
-            remedy = f"python -m export.recording --bundle {shlex.quote(str(self._bundle.folder))}"
-            return Finding(what, MISSING, f"the bundle has no recorded set to compare with, {operators}", remedy)
+        reason, remedy = bundle.why_untried(self._bundle, capability)
+        if reason:
+            return Finding(what, MISSING, f"{reason}, {operators}", remedy)
         words = ("--bundle", str(self._bundle.folder), "--check")
         finding = _tried(what, lambda: command("export.engine", *words))
         if finding.found.startswith("not checked"):

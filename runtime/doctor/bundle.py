@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 
 from runtime.backends import NAMES
-from runtime.backends.plugin_library import plugin_library
 from runtime.bundle.engines import WEIGHTS, choose_plans, next_command, refused, why_foreign, why_stale
 from runtime.bundle.manifest import PRECISIONS, RECORDING, EngineRecord, Manifest, weights_of
 from runtime.bundle.reader import Bundle, sha256_of, size_text
@@ -74,16 +74,20 @@ def fit(bundle: Bundle, gpu: Gpu, root: Path = Path("/")) -> Iterator[Finding]:
     yield Finding("GPU's memory", status, found, remedy * (status != OK), TENSORRT)
 
 
-def engines(bundle: Bundle, gpu: Gpu, versions: Mapping[str, str]) -> Iterator[Finding]:
-    """Looks at the engines in the manifest: those for this GPU, stale ones, and whether this GPU has any."""
+def engines(bundle: Bundle, gpu: Gpu, versions: Mapping[str, str], library: Path | None) -> Iterator[Finding]:
+    """Looks at the engines in the manifest: those for this GPU, stale ones, and whether this GPU has any.
+
+    Args:
+        bundle: that they are of.
+        gpu: that they should be for.
+        versions: of the modules of TensorRT, by their names.
+        library: the plugin library that they should be built with; None where there is none that can be used.
+    """
     manifest, folder = bundle.manifest, bundle.folder
     if manifest.by_expert:
         yield Finding("engines", OK, "none: the bundle is made for ONNX Runtime on a CPU")
         return
-    try:
-        plugin_sha256 = sha256_of(plugin_library()) if manifest.engines else None
-    except (BackendError, BundleError):
-        plugin_sha256 = None  # a step of its own tells of that
+    plugin_sha256 = sha256_of(library) if manifest.engines and library is not None else None
     for name, record in manifest.engines.items():
         version = versions.get(TARGETS[record.target].module) if record.target in TARGETS else None
         reason = _why_not(bundle, name, record, plugin_sha256)
@@ -120,9 +124,14 @@ def backends(bundle: Bundle) -> Iterator[Finding]:
             yield Finding(name, OK, f"would answer: {found}", needed_by=(name,))
 
 
-def is_recorded(bundle: Bundle) -> bool:
-    """Whether the bundle has what ONNX Runtime answered."""
-    return any(name.startswith(f"{RECORDING}/") for name in bundle.manifest.files)
+def why_untried(bundle: Bundle, capability: int) -> tuple[str, str]:
+    """Returns why the engines of a GPU cannot be compared with what was recorded, and what to do; empty if they can."""
+    if not _here(bundle.manifest, capability):
+        return "the bundle has none for this GPU", ""
+    if not any(name.startswith(f"{RECORDING}/") for name in bundle.manifest.files):
+        remedy = f"python -m export.recording --bundle {shlex.quote(str(bundle.folder))}"
+        return "the bundle has no recorded set to compare them with", remedy
+    return "", ""
 
 
 def _why_not(bundle: Bundle, name: str, record: EngineRecord, plugin_sha256: str | None) -> str | None:

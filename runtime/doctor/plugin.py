@@ -10,7 +10,6 @@ from pathlib import Path
 
 from runtime.backends.plugin_library import (
     BUILD_COMMAND,
-    LIBRARY,
     _code,
     install_folder,
     plugin_library,
@@ -22,6 +21,9 @@ from runtime.doctor.libraries import MODULES
 from runtime.doctor.report import MISSING, OK, WITH_PLUGIN, WRONG, Finding
 from runtime.errors import BackendError, MonoedgeError
 from runtime.records import read_bytes
+
+LIBRARY = "library"
+"""What the line about the library itself is called."""
 
 SYMBOLS = ["setLoggerFinder", "getCreators", "monoedgeResizeToTiles"]
 """What TensorRT and the runtime call in it (``plugins_trt/trt/exports.map``)."""
@@ -38,13 +40,13 @@ def plugin(gpu: Gpu, versions: Mapping[str, str], operators: Mapping[str, int]) 
         versions: of the modules of TensorRT, by their names.
         operators: names and versions of the plugins that it should have.
     """
-    what = "library"
+    what = LIBRARY
     try:
         library = plugin_library()
     except BackendError as error:
         yield Finding(what, MISSING, str(error), needed_by=WITH_PLUGIN)
         return
-    place = "" if library == install_folder() / LIBRARY else f" -o {shlex.quote(str(library))}"
+    place = "" if library.parent == install_folder() else f" -o {shlex.quote(str(library))}"
     wrong = Finding(what, WRONG, "", f"build it again with: {BUILD_COMMAND}{place}", WITH_PLUGIN)
     try:
         if reason := _wrong_file(library):

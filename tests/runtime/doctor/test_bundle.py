@@ -20,6 +20,7 @@ from runtime.doctor.bundle import fit
 from runtime.doctor.gpu import Gpu
 from runtime.doctor.report import OK, WRONG, Finding
 
+from .conftest import MakeLibrary
 from .machines import BASE, Machine
 
 TENSORRT = "__version__ = '10.15.1'\nclass ILogger: pass\n"
@@ -177,6 +178,19 @@ def test_engines_that_are_stale(with_gpu: Machine, bf16: Path, change: dict[str,
     assert report.said("bundle", names[VISION_GRAPH])[0] == "ok"
 
 
+def test_an_engine_is_held_against_a_library_that_loads(
+    equipped: Machine, bf16: Path, make_library: MakeLibrary, tmp_path: Path
+) -> None:
+    """One that is broken is to be built again first: that may bring back the one that the engine was built with."""
+    name = add_engines(bf16, plugin_sha256="1" * 64)[DECODER_GRAPH]
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"\x7fELF")
+    for library, status in ((make_library(89), "wrong"), (broken, "ok")):
+        report = equipped.doctor("--bundle", str(bf16), MONOEDGE_PLUGIN_LIBRARY=str(library))
+        assert report.said("bundle", name)[0] == status
+        assert ("was built with another plugin (SHA-256 111111111111…" in report.text) is (status == "wrong")
+
+
 def test_a_stale_engine_is_told_where_there_is_no_gpu(equipped: Machine, bf16: Path) -> None:
     names = add_engines(bf16, chip=87, graph_sha256="0")
     report = equipped.doctor("--bundle", str(bf16))
@@ -190,6 +204,12 @@ def test_a_stale_engine_is_told_where_there_is_no_gpu(equipped: Machine, bf16: P
 
 def test_the_recorded_set_is_tried_by_its_command(with_gpu: Machine, bf16: Path) -> None:
     """Without onnx, which that command needs, its own line says so."""
+    report = with_gpu.doctor("--bundle", str(bf16))
+    assert report.said("trials on the GPU", "engines")[:2] == (
+        "missing",
+        "the bundle has none for this GPU, and only engines try the operators' kernels",
+    )
+    add_engines(bf16)
     report = with_gpu.doctor("--bundle", str(bf16))
     status, found, _ = report.said("trials on the GPU", "engines")
     assert (status, found) == ("wrong", "onnx is not installed; this installs it: pip install onnx")
