@@ -18,7 +18,7 @@ from runtime.backends.plugin_library import (
 from runtime.doctor.children import TrialError, attempt
 from runtime.doctor.gpu import Gpu
 from runtime.doctor.libraries import MODULES
-from runtime.doctor.report import MISSING, OK, WITH_PLUGIN, WRONG, Finding
+from runtime.doctor.report import MISSING, OK, TENSORRT, WRONG, Finding
 from runtime.errors import BackendError, MonoedgeError
 from runtime.records import read_bytes
 
@@ -44,10 +44,10 @@ def plugin(gpu: Gpu, versions: Mapping[str, str], operators: Mapping[str, int]) 
     try:
         library = plugin_library()
     except BackendError as error:
-        yield Finding(what, MISSING, str(error), needed_by=WITH_PLUGIN)
+        yield Finding(what, MISSING, str(error), needed_by=TENSORRT)
         return
     place = "" if library.parent == install_folder() else f" -o {shlex.quote(str(library))}"
-    wrong = Finding(what, WRONG, "", f"build it again with: {BUILD_COMMAND}{place}", WITH_PLUGIN)
+    wrong = Finding(what, WRONG, "", f"build it again with: {BUILD_COMMAND}{place}", TENSORRT)
     try:
         if reason := _wrong_file(library):
             yield replace(wrong, found=f"{library} {reason}")
@@ -59,7 +59,7 @@ def plugin(gpu: Gpu, versions: Mapping[str, str], operators: Mapping[str, int]) 
     if missing:
         yield replace(wrong, found=f"{library} has no {', '.join(missing)}: it is another library, or an older one")
         return
-    yield Finding(what, OK, f"{library} loads", needed_by=WITH_PLUGIN)
+    yield Finding(what, OK, f"{library} loads", needed_by=TENSORRT)
     yield _fit(library, gpu)
     for module, version in versions.items() if operators else ():
         target = MODULES[module]
@@ -70,7 +70,7 @@ def plugin(gpu: Gpu, versions: Mapping[str, str], operators: Mapping[str, int]) 
             yield replace(wrong, what=named, found=str(error))
         else:
             has = ", ".join(operators)
-            yield Finding(named, OK, f"{target.title} {version} takes {has}", needed_by=WITH_PLUGIN)
+            yield Finding(named, OK, f"{target.title} {version} takes {has}", needed_by=TENSORRT)
 
 
 def _wrong_file(library: Path) -> str:
@@ -94,5 +94,5 @@ def _fit(library: Path, gpu: Gpu) -> Finding:
             return Finding(what, OK, f"{has or 'none that can be found'}; no GPU is here to compare it with")
         require_code(library, gpu.device.capability)
     except MonoedgeError as error:
-        return Finding(what, WRONG, str(error), needed_by=WITH_PLUGIN)
+        return Finding(what, WRONG, str(error), needed_by=TENSORRT)
     return Finding(what, OK, f"{has or 'none that can be found'}; this GPU is SM {gpu.device.capability}")

@@ -12,7 +12,7 @@ from runtime.errors import visible
 OK, MISSING, WRONG = "ok", "missing", "wrong"
 
 ALL, CPU, TENSORRT = NAMES, NAMES[:1], NAMES[1:2]
-ON_GPU, PROVIDERS, WITH_PLUGIN = NAMES[1:], NAMES[2:], (NAMES[1], NAMES[3])
+ON_GPU, PROVIDERS = NAMES[1:], NAMES[2:]
 NOBODY: tuple[str, ...] = ()
 """The backends that something may be needed by. ``NOBODY`` needs, say, the tools that build the plugin library."""
 

@@ -115,20 +115,18 @@ def backend(name: str, bundle: str) -> str:
         from runtime.backends.tensorrt.loader import Loader
 
         return Loader(opened, PyCudaDevice()).description
-    module = importlib.import_module("runtime.backends.onnxruntime")
+    module = importlib.import_module("runtime.backends.onnxruntime.backend")
     if name == "onnxruntime":
         graphs = {module.DECODER_GRAPH: module.graph.GraphInMemory(EMPTY_GRAPH)}
         return str(module.OnnxRuntimeBackend(opened, graphs=graphs).description)
-    providers = importlib.import_module("runtime.backends.onnxruntime_gpu")
-    kinds = (providers.CudaProviderBackend, providers.TensorRTProviderBackend)
-    kind = next(kind for kind in kinds if kind.name == name)
+    kind = importlib.import_module("runtime.backends.onnxruntime.cuda").CudaProviderBackend
     if kind.provider not in module.ort.get_available_providers() or opened.manifest.by_expert:
         kind(opened)  # says why not, before it reads weights
     return _start_provider(module.ort, kind.provider)
 
 
 def _start_provider(ort: Any, provider: str) -> str:  # noqa: ANN401 - the module
-    """Starts one of ONNX Runtime's providers for GPUs on a graph without weights; it only logs what is missing."""
+    """Starts a provider of ONNX Runtime on a graph without weights; it only logs what is missing."""
     try:
         if provider in ort.InferenceSession(EMPTY_GRAPH, providers=[provider], enable_fallback=0).get_providers():
             return f"onnxruntime {ort.__version__}, {provider}"
@@ -142,8 +140,8 @@ def _start_provider(ort: Any, provider: str) -> str:  # noqa: ANN401 - the modul
     except OSError as error:
         reason = str(error)
     raise BackendError(
-        f"onnxruntime {ort.__version__} cannot start its {provider} ({' '.join(reason.split())}): install the CUDA, "
-        "cuDNN and TensorRT that it was built for"
+        f"onnxruntime {ort.__version__} cannot start its {provider} ({' '.join(reason.split())}): install the CUDA "
+        "and cuDNN that it was built for"
     )
 
 

@@ -122,10 +122,9 @@ class OnnxRuntimeBackend:
     def encode_image(self, pixel_values: npt.NDArray[np.float32]) -> Array:
         """Takes [tiles, 3, size, size] to [tiles · tokens_per_tile, hidden], one tile at a time."""
         vision, facts = self.graph(VISION_GRAPH), self.bundle.manifest
-        _, element = TYPES[vision.get_inputs()[0].type]
+        binding, (_, element) = vision.io_binding(), TYPES[vision.get_inputs()[0].type]
         embeds = np.empty((len(pixel_values), facts.image.tokens_per_tile, facts.model.hidden_size), self.dtype)
         pixels = np.empty((1, *pixel_values.shape[1:]), self.dtype)
-        binding = vision.io_binding()
         binding.bind_input(graph.PIXEL_VALUES, "cpu", 0, element, pixels.shape, pixels.ctypes.data)
         for tile, target in zip(pixel_values, embeds, strict=True):
             to_format(tile, pixels[0])

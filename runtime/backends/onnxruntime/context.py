@@ -103,10 +103,9 @@ class OnnxRuntimeContext:
         self.capacity = capacity
 
     def _bind_caches(self, decoder: _Bound) -> None:
-        device = self._backend.device
         for (past, present), value, (_, element) in zip(self._pairs, self._values, self._types.values(), strict=True):
             # By address, since an OrtValue made of numpy's uint16 is no bfloat16.
-            where = (device, 0, element, value.shape(), value.data_ptr())
+            where = (self._backend.device, 0, element, value.shape(), value.data_ptr())
             # What gives updates reads no cache where it computes no attention: the visual decoder's last layer.
             if past in decoder.inputs:
                 decoder.binding.bind_input(past, *where)

@@ -300,6 +300,6 @@ def test_a_provider_that_cannot_be_started(machine: Machine, folder: Path, gcc: 
     assert report.said("backends", "onnxruntime-cuda")[:2] == (
         "missing",
         "onnxruntime 1.31.1 cannot start its CUDAExecutionProvider (libcublasLt.so.13: cannot open shared object file: "
-        "No such file or directory): install the CUDA, cuDNN and TensorRT that it was built for",
+        "No such file or directory): install the CUDA and cuDNN that it was built for",
     )
     assert report.finding("backends", "onnxruntime-cuda")["hinders"]
