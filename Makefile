@@ -16,6 +16,9 @@ DEMO_BUNDLE := build/shapes
 DEMO_PICTURE := examples/shapes/pictures/p001.png
 HEADERS := build/tensorrt_headers
 HEADERS_PACKAGE := $(shell grep -o 'kernel-lens==[0-9.]*' plugins_trt/build.py)
+# What tests/cuda_driver runs on.
+CUDA := build/cuda_headers build/cuda_packages
+INSTALL := $(BIN)/pip install --disable-pip-version-check --no-input --quiet
 
 .PHONY: demo test test-quick lint types plugin clean
 
@@ -37,10 +40,10 @@ demo: $(DEMO_BUNDLE)/manifest.json
 	done
 
 # On two cores at least; each process needs about 1.5 GB.
-test: $(VENV)/ready $(HEADERS)
+test: $(VENV)/ready $(HEADERS) $(CUDA)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
-test-quick: $(VENV)/ready $(HEADERS)
+test-quick: $(VENV)/ready $(HEADERS) $(CUDA)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal -m "not slow"
 
 lint: $(VENV)/ready
@@ -52,7 +55,27 @@ types: $(VENV)/ready
 
 # NVIDIA's Apache-2.0 headers of TensorRT, which tests build the plugin with where none are installed.
 $(HEADERS): | $(VENV)/ready
-	$(BIN)/pip install --disable-pip-version-check --no-input --quiet --no-deps --target $@ $(HEADERS_PACKAGE)
+	$(INSTALL) --no-deps --target $@ $(HEADERS_PACKAGE)
+
+# NVIDIA's headers of the CUDA driver, for one that tests compile and that needs no GPU.
+build/cuda_headers: | $(VENV)/ready
+	$(INSTALL) --no-deps --target $@ 'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-profiler-api==13.0.*'
+
+# PyCUDA, which has no wheels, and cuda-bindings, which run on that driver; a minute of one core. PyCUDA links to an
+# empty library, since the driver is found when it runs. Where it cannot be built, the tests that need it are skipped.
+build/cuda_packages: | build/cuda_headers
+	@rm -rf $@.made && mkdir -p $@.made
+	-@test -f "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" \
+		|| { echo "Python.h is missing, which a package like python3-dev has: PyCUDA is not built"; exit 1; } \
+	&& $(BIN)/pip download --disable-pip-version-check --no-input --quiet --no-deps --no-build-isolation \
+		--no-binary pycuda --dest $@.made pycuda==2026.1 \
+	&& tar --extract --gzip --strip-components 1 --directory $@.made --file $@.made/pycuda-2026.1.tar.gz \
+	&& gcc -shared -Wl,-soname,libcuda.so.1 -o $@.made/libcuda.so -x c /dev/null \
+	&& printf '%s\n' 'CUDA_INC_DIR = ["$(abspath build/cuda_headers/nvidia/cu13/include)"]' 'CUDA_ENABLE_CURAND = False' \
+		'CXXFLAGS = ["-O0", "-w"]' 'LDFLAGS = ["-Wl,--no-as-needed", "-L.", "-lcuda"]' > $@.made/siteconf.py \
+	&& $(INSTALL) --no-build-isolation --no-warn-conflicts --target $@.made/installed ./$@.made 'cuda-bindings==13.*' \
+	&& mv $@.made/installed $@
+	@rm -rf $@.made
 
 # The plugin library, for the GPU at hand or, say, ARCH=87.
 plugin: $(VENV)/ready
