@@ -43,6 +43,9 @@ extern long done[DEEDS];
 /// Notes a fault of the caller.
 void complain(char const* function, char const* format, ...) __attribute__((format(printf, 2, 3)));
 
+/// Whether a test has ordered that a function is not found.
+bool is_hidden(char const* name);
+
 // What a call needs.
 enum Need
 {

@@ -50,7 +50,7 @@ static void* find(char const* name)
 CUresult cuGetProcAddress_v2(
     char const* name, void** address, int version, cuuint64_t flags, CUdriverProcAddressQueryResult* status)
 {
-    *address = find(name);
+    *address = is_hidden(name) ? NULL : find(name);
     if (status)
     {
         *status = *address ? CU_GET_PROC_ADDRESS_SUCCESS : CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;

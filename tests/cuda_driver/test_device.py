@@ -1,0 +1,400 @@
+"""``runtime.backends.cuda`` with the real PyCUDA and cuda-bindings, on the driver of this folder.
+
+So what is proved is that each call exists, is made as the packages want it, in a thread that has the context, and that
+all is given back. What a GPU computes and how long it takes is not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime.backends.cuda.driver import find_device
+from runtime.errors import BackendError
+
+from .driver_reports import MEMORY, Driver
+
+ILLEGAL_ADDRESS, NO_DEVICE = 700, 100
+
+
+@pytest.fixture
+def new() -> Callable[[], Any]:
+    """Makes a device."""
+    from runtime.backends.cuda.pycuda import PyCudaDevice
+
+    return PyCudaDevice
+
+
+def in_thread(work: Callable[[], Any]) -> None:
+    """Does it in another thread, and all that is collected then."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+            gc.collect()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+
+
+def there_and_back(device: Any, value: int) -> None:
+    """Copies bytes to the device, within it and back."""
+    with device:
+        there, back = device.allocate_host(100), device.allocate_host(100)
+        memory, event = device.allocate(200), device.event()
+        there.array[:] = value
+        device.upload(there.array, memory.address)
+        device.copy_rows(memory.address, 10, memory.address + 100, 10, width=10, rows=10)
+        device.download(memory.address + 100, back.array)
+        event.record()
+        event.wait()
+        assert set(back.array) == {value}
+        device.release([event, memory, there, back])
+
+
+# Work ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_device_and_its_facts(new: Callable[[], Any]) -> None:
+    device = new()
+    assert (device.name, device.compute_capability, device.has_graphs) == ("memory of the host", 89, True)
+    found = find_device()
+    assert found is not None
+    assert (found.name, found.capability, found.total_memory) == (device.name, 89, MEMORY)
+
+
+def test_copies_and_zeros(new: Callable[[], Any]) -> None:
+    device = new()
+    with device:
+        memory = device.allocate(1000)
+        there, back = device.allocate_host(500), device.allocate_host(1000)
+        event = device.event()
+        event.wait()  # for nothing, which returns at once
+        there.array[:] = np.arange(500) % 251
+        device.zero(memory.address, 1000)
+        device.upload(there.array, memory.address + 100)
+        device.download(memory.address, back.array)
+        event.record()
+        event.wait()
+        np.testing.assert_array_equal(back.array[100:600], there.array)
+        assert not back.array[:100].any()
+        assert not back.array[600:].any()
+        device.release([event, memory, there, back])
+
+
+def test_rows_have_pitches(new: Callable[[], Any]) -> None:
+    device = new()
+    with device:
+        source, target = device.allocate(1200), device.allocate(4000)
+        host = device.allocate_host(4000)
+        host.array[:1200] = np.arange(1200) % 251
+        device.upload(host.array[:1200], source.address)
+        device.zero(target.address, 4000)
+        device.copy_rows(source.address, 300, target.address + 16, 1000, width=100, rows=4)
+        back = device.allocate_host(4000)
+        device.download(target.address, back.array)
+        device.synchronize()
+        expected = np.zeros((4, 1000), np.uint8)
+        expected[:, 16:116] = host.array[:1200].reshape(4, 300)[:, :100]
+        np.testing.assert_array_equal(back.array.reshape(4, 1000), expected)
+        device.release([source, target, host, back])
+
+
+def test_a_graph_does_its_work_again(new: Callable[[], Any], driver: Driver) -> None:
+    device, launches = new(), driver.done("launches")
+    with device:
+        memory, there, back = device.allocate(10), device.allocate_host(10), device.allocate_host(10)
+
+        def work() -> None:
+            device.upload(there.array, memory.address)
+            device.download(memory.address, back.array)
+
+        back.array[:] = 1
+        graph = device.capture(work)
+        device.synchronize()
+        assert set(back.array) == {1}
+        for value in (5, 6):
+            there.array[:] = value
+            graph.replay()
+            device.synchronize()
+            assert set(back.array) == {value}
+        device.release([graph, memory, there, back])
+    assert driver.done("launches") == launches + 2
+
+
+def test_each_thread_enters_by_itself(new: Callable[[], Any]) -> None:
+    device = new()
+    there_and_back(device, 1)
+    in_thread(lambda: there_and_back(device, 2))
+
+
+def test_several_devices_share_one_context(new: Callable[[], Any], driver: Driver) -> None:
+    devices = [new() for _ in range(3)]
+    assert len({device.stream for device in devices}) == 3
+    assert driver.alive() == {"streams": 3, "retains": 1}
+    with devices[0], devices[1]:
+        there_and_back(devices[2], 3)
+        there_and_back(devices[0], 4)
+    del devices[0]
+    gc.collect()
+    there_and_back(devices[0], 5)
+
+
+# What cannot be done ------------------------------------------------------------------------------------------------
+
+
+def test_too_little_memory_names_both_numbers(new: Callable[[], Any], driver: Driver) -> None:
+    device = new()
+    driver.set_memory(100_000_000)
+    with device:
+        memory = device.allocate(20_000_000)
+        with pytest.raises(BackendError) as caught:
+            device.allocate(90_000_000)
+        device.release([memory])
+    assert str(caught.value) == (
+        "90.0 MB of the GPU's memory are needed, 80.0 MB of 100.0 MB are free on memory of the host"
+    )
+
+
+FAILURES = {
+    "cuMemAlloc": ("20.0 MB of the GPU's memory cannot be allocated: ", lambda device: device.allocate(20_000_000)),
+    "cuMemHostAlloc": ("20.0 MB of host memory cannot be allocated: ", lambda device: device.allocate_host(20_000_000)),
+    "cuEventCreate": ("the GPU failed: ", lambda device: device.event()),
+    "cuMemsetD8Async": ("filling the GPU's memory failed: ", lambda device: device.zero(0, 1)),
+    "cuMemcpy2DAsync": ("copying within the GPU failed: ", lambda device: device.copy_rows(0, 1, 0, 1, 1, 1)),
+    "cuMemcpyHtoDAsync": ("copying to the GPU failed: ", lambda device: device.upload(np.zeros(1, np.uint8), 0)),
+    "cuMemcpyDtoHAsync": ("copying from the GPU failed: ", lambda device: device.download(0, np.zeros(1, np.uint8))),
+    "cuCtxSynchronize": ("the GPU failed: ", lambda device: device.synchronize()),
+    "cuEventRecord": ("the GPU failed: ", lambda device: device.event().record()),
+    "cuEventSynchronize": ("the GPU failed: ", lambda device: device.event().wait()),
+    "cuStreamBeginCapture": ("CUDA graph: ", lambda device: device.capture(lambda: None)),
+    "cuStreamEndCapture": ("CUDA graph: ", lambda device: device.capture(lambda: None)),
+    "cuGraphInstantiateWithFlags": ("CUDA graph: ", lambda device: device.capture(lambda: None)),
+    "cuGraphLaunch": ("CUDA graph: ", lambda device: device.capture(lambda: None).replay()),
+    "cuStreamCreate": ("no GPU can be used: ", lambda device: type(device)()),
+    "cuDeviceGetName": ("no GPU can be used: ", lambda device: type(device)()),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_call_that_fails_is_one_line(new: Callable[[], Any], driver: Driver, name: str) -> None:
+    message, act = FAILURES[name]
+    device = new()
+    with device:
+        driver.fail(name, ILLEGAL_ADDRESS)
+        with pytest.raises(BackendError) as caught:
+            act(device)
+    assert str(caught.value).startswith(message)
+    assert str(caught.value).endswith(("an illegal memory access was encountered", "CUDA_ERROR_ILLEGAL_ADDRESS"))
+    if name == "cuStreamEndCapture":  # the driver, which did not end it, is asked again
+        end_capture(device, driver)
+
+
+def test_a_context_that_cannot_be_entered_is_one_line(new: Callable[[], Any], driver: Driver) -> None:
+    device = new()
+    driver.fail("cuCtxPushCurrent", ILLEGAL_ADDRESS)
+    with pytest.raises(BackendError, match="the GPU cannot be used: cuCtxPushCurrent failed: an illegal memory"):
+        there_and_back(device, 1)
+    there_and_back(device, 1)
+
+
+def end_capture(device: Any, driver: Driver) -> None:
+    graph = ctypes.c_void_p()
+    with device:
+        assert driver.library.cuStreamEndCapture(ctypes.c_void_p(device.stream), ctypes.byref(graph)) == 0
+    driver.library.cuGraphDestroy(graph)
+
+
+def test_what_cannot_be_recorded_leaves_the_queue_usable(new: Callable[[], Any], driver: Driver) -> None:
+    device = new()
+    with device, pytest.raises(BackendError, match=r"cannot be allocated: .* not permitted when stream is capturing"):
+        device.capture(lambda: device.allocate(10))
+    assert len(driver.take_complaints()) == 1
+    with device, pytest.raises(ZeroDivisionError):
+        device.capture(lambda: 1 // 0)
+    there_and_back(device, 7)
+
+
+# Giving back --------------------------------------------------------------------------------------------------------
+
+
+def things(device: Any) -> list[Any]:
+    """One of each kind."""
+    with device:
+        return [device.allocate(10), device.allocate_host(10), device.event(), device.capture(lambda: None)]
+
+
+LEFT = {"device bytes": 10, "host bytes": 10, "streams": 1, "events": 1, "executables": 1, "retains": 1}
+
+
+def test_a_device_is_given_back_in_any_thread(new: Callable[[], Any], driver: Driver) -> None:
+    devices = [new(), new()]
+    devices.pop()
+    assert driver.alive() == {"streams": 1, "retains": 1}
+    in_thread(devices.clear)
+    assert driver.alive() == {"retains": 1}
+
+
+def test_a_device_of_another_thread_is_given_back(new: Callable[[], Any], driver: Driver) -> None:
+    devices: list[Any] = []
+    in_thread(lambda: devices.append(new()))
+    there_and_back(devices[0], 1)
+    devices.clear()
+    assert driver.alive() == {"retains": 1}
+
+
+def test_what_is_dropped_in_another_thread_is_freed(new: Callable[[], Any], driver: Driver) -> None:
+    """As where an error came before somebody took it."""
+    device = new()
+    held = things(device)
+    assert driver.alive() == LEFT
+    in_thread(held.clear)
+    assert driver.alive() == {"streams": 1, "retains": 1}
+
+
+def test_what_is_released_is_freed_once(new: Callable[[], Any], driver: Driver) -> None:
+    device = new()
+    held = things(device)
+    in_thread(lambda: device.release(held))
+    device.release(held)
+    assert driver.alive() == {"streams": 1, "retains": 1}
+
+
+def test_a_device_lives_as_long_as_what_was_made_with_it(new: Callable[[], Any], driver: Driver) -> None:
+    device = new()
+    with device:
+        event = device.event()
+        del device
+        gc.collect()
+        event.record()
+        event.wait()
+
+
+def test_memory_is_freed_after_the_work_that_uses_it(new: Callable[[], Any], driver: Driver) -> None:
+    device = new()
+    with device:
+        memory, host = device.allocate(10), device.allocate_host(10)
+        device.zero(memory.address, 10)
+        device.download(memory.address, host.array)
+    device.release([memory, host])
+    assert driver.take_complaints() == []
+
+
+@pytest.mark.parametrize("where", ["in the thread that captures", "in another thread"])
+@pytest.mark.parametrize("whose", ["of the device that captures", "of another device"])
+def test_what_is_released_while_a_thread_captures_is_freed_after_it(
+    new: Callable[[], Any], driver: Driver, where: str, whose: str
+) -> None:
+    """A model may be collected in any thread at any time. An unsafe call of a thread spoils what it captures, and
+    waiting for a stream spoils what anybody captures of it."""
+    device, other = new(), new()
+    owner = device if whose == "of the device that captures" else other
+    held = things(owner)
+
+    def work() -> None:
+        def drop() -> None:
+            owner.release(held)
+            held.clear()
+
+        drop() if where == "in the thread that captures" else in_thread(drop)
+        assert driver.alive()["device bytes"] == 10
+
+    with device:
+        graph = device.capture(work)
+        assert driver.alive() == {"streams": 2, "executables": 1, "pushed": 1, "retains": 1}
+        graph.replay()
+        device.synchronize()
+        device.release([graph])
+
+
+def test_threads_release_at_once(new: Callable[[], Any], driver: Driver) -> None:
+    device = new()
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(300):
+                device.release([])
+                with device:
+                    held = [device.event() for _ in range(2)]
+                device.release(held)
+        except BaseException as error:
+            failures.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert failures == []
+    assert driver.alive() == {"streams": 1, "retains": 1}
+
+
+# Processes ----------------------------------------------------------------------------------------------------------
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    begin = "import ctypes, sys\ndriver = ctypes.CDLL('libcuda.so.1')\n"
+    return subprocess.run([sys.executable, "-c", begin + code], capture_output=True, text=True, check=False)
+
+
+REFUSED = """
+from runtime.errors import BackendError
+from runtime.backends.cuda.pycuda import PyCudaDevice
+try:
+    {}
+except BackendError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("name", ["cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain"])
+def test_no_gpu_is_one_line(name: str) -> None:
+    code = f"driver.fake_fail(b'{name}', 1, {NO_DEVICE})" + REFUSED.format("PyCudaDevice()")
+    result = run(code)
+    assert result.stdout == f"no GPU can be used: {name} failed: no CUDA-capable device is detected\n", result.stderr
+    assert result.stderr == ""
+
+
+def test_a_process_ends_quietly_with_what_it_has() -> None:
+    result = run(
+        "from runtime.backends.cuda.pycuda import PyCudaDevice\n"
+        "device = PyCudaDevice()\n"
+        "with device:\n"
+        "    kept = [device.allocate(10), device.allocate_host(10), device.event(), device.capture(lambda: None)]\n"
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_without_cuda_bindings_there_are_no_graphs() -> None:
+    result = run(
+        "sys.modules['cuda'] = None\n"
+        "from runtime.backends.cuda.pycuda import PyCudaDevice\n"
+        "print(PyCudaDevice().has_graphs)\n"
+    )
+    assert (result.stdout, result.stderr) == ("False\n", "")
+
+
+def test_a_driver_that_is_too_old_for_graphs_is_one_line() -> None:
+    capture = "device = PyCudaDevice()\n    with device: device.capture(lambda: None)"
+    result = run("driver.fake_hide(b'cuGraphInstantiateWithFlags')" + REFUSED.format(capture))
+    assert result.stdout == "CUDA graph: function cuGraphInstantiateWithFlags is not found\n", result.stderr
