@@ -38,9 +38,9 @@ class Driver:
         """Sets the bytes of device memory."""
         self.library.fake_set_memory(ctypes.c_size_t(size))
 
-    def fail(self, name: str | None, error: int = 0, call: int = 1) -> None:
-        """Lets a call of a function fail, the next or a later one, with CUDA's number of an error."""
-        self.library.fake_fail(name.encode() if name else None, call, error)
+    def fail(self, name: str | None, error: int = 0, call: int = 1, times: int = 1) -> None:
+        """Lets a call of a function fail, the next or a later one, or some in a row, with CUDA's number of an error."""
+        self.library.fake_fail(name.encode() if name else None, call, error, times)
 
     def is_allocated(self, address: int, size: int) -> bool:
         """Returns whether bytes lie in one block of memory, of the host or of the device."""

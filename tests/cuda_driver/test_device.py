@@ -369,7 +369,7 @@ except BackendError as error:
 
 @pytest.mark.parametrize("name", ["cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain"])
 def test_no_gpu_is_one_line(name: str) -> None:
-    code = f"driver.fake_fail(b'{name}', 1, {NO_DEVICE})" + REFUSED.format("PyCudaDevice()")
+    code = f"driver.fake_fail(b'{name}', 1, {NO_DEVICE}, 1)" + REFUSED.format("PyCudaDevice()")
     result = run(code)
     assert result.stdout == f"no GPU can be used: {name} failed: no CUDA-capable device is detected\n", result.stderr
     assert result.stderr == ""

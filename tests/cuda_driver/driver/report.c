@@ -92,15 +92,18 @@ static struct
 {
     char name[64];
     int calls; // until it fails
+    int times;
     CUresult error;
 } ordered;
 
-/// Lets the `calls`-th call from now of a function, named without its version, fail; NULL orders nothing.
-void fake_fail(char const* name, int calls, int error)
+/// Lets the `calls`-th call from now of a function, named without its version, fail, and those after it until `times`
+/// have; NULL orders nothing.
+void fake_fail(char const* name, int calls, int error, int times)
 {
     lock();
     snprintf(ordered.name, sizeof ordered.name, "%s", name ? name : "");
     ordered.calls = calls;
+    ordered.times = times;
     ordered.error = (CUresult)error;
     unlock();
 }
@@ -127,7 +130,10 @@ static CUresult take_ordered(char const* function)
     {
         return CUDA_SUCCESS;
     }
-    ordered.name[0] = 0;
+    if (--ordered.times <= 0)
+    {
+        ordered.name[0] = 0;
+    }
     return ordered.error;
 }
 

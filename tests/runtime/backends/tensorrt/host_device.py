@@ -10,13 +10,14 @@ import ctypes
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
 
 from export.engines.plan import Plan
 from runtime.backends import graph
+from runtime.backends.cuda.device import Memory
 from runtime.backends.tensorrt.plan import PlanInfo, Shape, ShapeRange, TensorInfo
 from runtime.errors import BackendError
 
@@ -188,10 +189,20 @@ class HostGraph:
         self._work.clear()
 
 
+class Executor(Protocol):
+    """What engines need of a device in host memory; ``HostDevice`` describes it."""
+
+    def require_entered(self) -> None: ...
+
+    def enqueue(self, work: Work) -> None: ...
+
+    def at(self, address: int, size: int) -> np.ndarray: ...
+
+
 class HostEngine:
     """A plan's graph, computed by ONNX Runtime on the memory that is bound."""
 
-    def __init__(self, device: HostDevice, plan: Plan, path: str, scratch: int = 1000) -> None:
+    def __init__(self, device: Executor, plan: Plan, path: str, scratch: int = 1000) -> None:
         self.device = device
         self.info = plan_info(plan, scratch)
         self.executions: list[HostExecution] = []
@@ -199,7 +210,7 @@ class HostEngine:
         options.log_severity_level = 3
         self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    def execution(self, profile: int, scratch: Block, static: bool) -> HostExecution:
+    def execution(self, profile: int, scratch: Memory, static: bool) -> HostExecution:
         self.device.require_entered()
         assert scratch.size >= self.info.scratch
         assert scratch.address % 256 == 0
@@ -227,7 +238,7 @@ class HostEngine:
 
 
 class HostExecution:
-    def __init__(self, engine: HostEngine, profile: int, scratch: Block, static: bool) -> None:
+    def __init__(self, engine: HostEngine, profile: int, scratch: Memory, static: bool) -> None:
         self.engine, self.profile, self.scratch, self.static = engine, profile, scratch, static
         self.capturable = True
         self.enqueued = 0
@@ -251,7 +262,7 @@ class HostExecution:
 
         def work() -> None:
             # Whoever ran before left something there.
-            self.scratch.array.fill(POISON)
+            self.engine.device.at(self.scratch.address, self.scratch.size).fill(POISON)
             self.engine.run(self.profile, shapes, addresses)
 
         self.engine.device.enqueue(work)

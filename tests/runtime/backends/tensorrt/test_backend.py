@@ -12,23 +12,14 @@ import numpy as np
 import pytest
 
 import runtime
-from export.engines.options import Options
-from export.engines.plan import plans
-from runtime.backends.tensorrt.answering import EngineBackend
-from runtime.backends.tensorrt.check import decoder_layout, vision_layout
 from runtime.bundle.manifest import to_format
-from runtime.bundle.reader import Bundle
-from runtime.bundle.targets import TARGETS
 
-from ...test_golden import CASES, GOLDEN, LOGITS_TOLERANCE, load_case, turn_tensors
-from .host_device import POISON, HostDevice, HostEngine
+from ...test_golden import CASES, GOLDEN
+from .host_device import POISON, HostDevice
+from .host_model import no_frames, open_on_engines, require_official_answer
 
 PICTURE = GOLDEN / "images/portrait.png"
 QUESTION = "What is written here?"
-
-
-def no_frames() -> Any:
-    raise AssertionError("no picture here lies in device memory")
 
 
 def open_on_host(
@@ -38,21 +29,8 @@ def open_on_host(
     open_resize: Callable[[], Any] = no_frames,
 ) -> runtime.Model:
     """A bundle on engines of the plans that ``export.engine`` would build."""
-    opened, device = Bundle(bundle), device or HostDevice()
-    manifest = opened.manifest
-    target = TARGETS["trt" if manifest.opset > 20 else "trt10.3"]
-    decoder, vision = plans(opened, Options(target, 89, max_length, 1))
-    engine = HostEngine(device, decoder, str(opened.path(decoder.graph)))
-    eyes = HostEngine(device, vision, str(opened.path(vision.graph)), scratch=5000)
-    backend = EngineBackend(
-        device,
-        (engine, decoder_layout(engine.info, manifest.model, manifest.precision)),
-        lambda: (eyes, vision_layout(eyes.info, manifest.model, manifest.image, manifest.precision)),
-        open_resize,
-        "engines in host memory",
-        f"the engine was built for {max_length} (more take …)",
-    )
-    return runtime.Model(opened, backend)
+    device = device or HostDevice()
+    return open_on_engines(bundle, device, device, max_length, open_resize)
 
 
 @pytest.fixture(scope="module")
@@ -71,17 +49,7 @@ def device_of(model: runtime.Model) -> HostDevice:
 
 @pytest.mark.parametrize("name", CASES)
 def test_answers_as_the_official_code(model: runtime.Model, name: str) -> None:
-    case, tensors = load_case(model.bundle.folder.name, name)
-    images = [GOLDEN / "images" / file for file, _ in case["images"]]
-    max_tiles = case["images"][0][1] if images else None
-    session = model.session(images, case["questions"][0], max_tiles=max_tiles, max_new_tokens=32, return_logits=True)
-    for turn, recorded in enumerate(case["turns"]):
-        if turn:
-            session.ask(case["questions"][turn])
-        expected = turn_tensors(tensors, turn, len(case["turns"]))
-        assert session.text == recorded["response"].strip()
-        assert session.generated_ids == expected["generated_ids"].tolist()
-        np.testing.assert_allclose(session.logits, expected["step_logits"], rtol=0, atol=LOGITS_TOLERANCE)
+    require_official_answer(model, name)
 
 
 def test_chunks_and_profiles(fresh: runtime.Model) -> None:
