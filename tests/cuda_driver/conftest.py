@@ -24,7 +24,12 @@ import pytest
 
 from ..conftest import ROOT, alone
 from .building import PACKAGES, build_driver, missing
+from .devices import new
 from .driver_reports import Driver
+from .models import open_model
+
+__all__ = ["new", "open_model"]
+"""Fixtures of all files here."""
 
 HERE = Path(__file__).resolve().parent
 REPORTS = "MONOEDGE_CUDA_DRIVER_REPORTS"

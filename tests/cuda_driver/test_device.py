@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -20,50 +17,11 @@ import pytest
 from runtime.backends.cuda.driver import find_device
 from runtime.errors import BackendError
 
+from .devices import there_and_back
 from .driver_reports import MEMORY, Driver
+from .threads import in_threads
 
-ILLEGAL_ADDRESS, NO_DEVICE = 700, 100
-
-
-@pytest.fixture
-def new() -> Callable[[], Any]:
-    """Makes a device."""
-    from runtime.backends.cuda.pycuda import PyCudaDevice
-
-    return PyCudaDevice
-
-
-def in_thread(work: Callable[[], Any]) -> None:
-    """Does it in another thread, and all that is collected then."""
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-            gc.collect()
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-
-
-def there_and_back(device: Any, value: int) -> None:
-    """Copies bytes to the device, within it and back."""
-    with device:
-        there, back = device.allocate_host(100), device.allocate_host(100)
-        memory, event = device.allocate(200), device.event()
-        there.array[:] = value
-        device.upload(there.array, memory.address)
-        device.copy_rows(memory.address, 10, memory.address + 100, 10, width=10, rows=10)
-        device.download(memory.address + 100, back.array)
-        event.record()
-        event.wait()
-        assert set(back.array) == {value}
-        device.release([event, memory, there, back])
+ILLEGAL_ADDRESS = 700
 
 
 # Work ----------------------------------------------------------------------------------------------------------------
@@ -139,7 +97,7 @@ def test_a_graph_does_its_work_again(new: Callable[[], Any], driver: Driver) -> 
 def test_each_thread_enters_by_itself(new: Callable[[], Any]) -> None:
     device = new()
     there_and_back(device, 1)
-    in_thread(lambda: there_and_back(device, 2))
+    in_threads(lambda: there_and_back(device, 2))
 
 
 def test_several_devices_share_one_context(new: Callable[[], Any], driver: Driver) -> None:
@@ -227,174 +185,3 @@ def test_what_cannot_be_recorded_leaves_the_queue_usable(new: Callable[[], Any],
     with device, pytest.raises(ZeroDivisionError):
         device.capture(lambda: 1 // 0)
     there_and_back(device, 7)
-
-
-# Giving back --------------------------------------------------------------------------------------------------------
-
-
-def things(device: Any) -> list[Any]:
-    """One of each kind."""
-    with device:
-        return [device.allocate(10), device.allocate_host(10), device.event(), device.capture(lambda: None)]
-
-
-LEFT = {"device bytes": 10, "host bytes": 10, "streams": 1, "events": 1, "executables": 1, "retains": 1}
-
-
-def test_a_device_is_given_back_in_any_thread(new: Callable[[], Any], driver: Driver) -> None:
-    devices = [new(), new()]
-    devices.pop()
-    assert driver.alive() == {"streams": 1, "retains": 1}
-    in_thread(devices.clear)
-    assert driver.alive() == {"retains": 1}
-
-
-def test_a_device_of_another_thread_is_given_back(new: Callable[[], Any], driver: Driver) -> None:
-    devices: list[Any] = []
-    in_thread(lambda: devices.append(new()))
-    there_and_back(devices[0], 1)
-    devices.clear()
-    assert driver.alive() == {"retains": 1}
-
-
-def test_what_is_dropped_in_another_thread_is_freed(new: Callable[[], Any], driver: Driver) -> None:
-    """As where an error came before somebody took it."""
-    device = new()
-    held = things(device)
-    assert driver.alive() == LEFT
-    in_thread(held.clear)
-    assert driver.alive() == {"streams": 1, "retains": 1}
-
-
-def test_what_is_released_is_freed_once(new: Callable[[], Any], driver: Driver) -> None:
-    device = new()
-    held = things(device)
-    in_thread(lambda: device.release(held))
-    device.release(held)
-    assert driver.alive() == {"streams": 1, "retains": 1}
-
-
-def test_a_device_lives_as_long_as_what_was_made_with_it(new: Callable[[], Any], driver: Driver) -> None:
-    device = new()
-    with device:
-        event = device.event()
-        del device
-        gc.collect()
-        event.record()
-        event.wait()
-
-
-def test_memory_is_freed_after_the_work_that_uses_it(new: Callable[[], Any], driver: Driver) -> None:
-    device = new()
-    with device:
-        memory, host = device.allocate(10), device.allocate_host(10)
-        device.zero(memory.address, 10)
-        device.download(memory.address, host.array)
-    device.release([memory, host])
-    assert driver.take_complaints() == []
-
-
-@pytest.mark.parametrize("where", ["in the thread that captures", "in another thread"])
-@pytest.mark.parametrize("whose", ["of the device that captures", "of another device"])
-def test_what_is_released_while_a_thread_captures_is_freed_after_it(
-    new: Callable[[], Any], driver: Driver, where: str, whose: str
-) -> None:
-    """A model may be collected in any thread at any time. An unsafe call of a thread spoils what it captures, and
-    waiting for a stream spoils what anybody captures of it."""
-    device, other = new(), new()
-    owner = device if whose == "of the device that captures" else other
-    held = things(owner)
-
-    def work() -> None:
-        def drop() -> None:
-            owner.release(held)
-            held.clear()
-
-        drop() if where == "in the thread that captures" else in_thread(drop)
-        assert driver.alive()["device bytes"] == 10
-
-    with device:
-        graph = device.capture(work)
-        assert driver.alive() == {"streams": 2, "executables": 1, "pushed": 1, "retains": 1}
-        graph.replay()
-        device.synchronize()
-        device.release([graph])
-
-
-def test_threads_release_at_once(new: Callable[[], Any], driver: Driver) -> None:
-    device = new()
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            for _ in range(300):
-                device.release([])
-                with device:
-                    held = [device.event() for _ in range(2)]
-                device.release(held)
-        except BaseException as error:
-            failures.append(error)
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=work) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert failures == []
-    assert driver.alive() == {"streams": 1, "retains": 1}
-
-
-# Processes ----------------------------------------------------------------------------------------------------------
-
-
-def run(code: str) -> subprocess.CompletedProcess[str]:
-    begin = "import ctypes, sys\ndriver = ctypes.CDLL('libcuda.so.1')\n"
-    return subprocess.run([sys.executable, "-c", begin + code], capture_output=True, text=True, check=False)
-
-
-REFUSED = """
-from runtime.errors import BackendError
-from runtime.backends.cuda.pycuda import PyCudaDevice
-try:
-    {}
-except BackendError as error:
-    print(error)
-"""
-
-
-@pytest.mark.parametrize("name", ["cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain"])
-def test_no_gpu_is_one_line(name: str) -> None:
-    code = f"driver.fake_fail(b'{name}', 1, {NO_DEVICE}, 1)" + REFUSED.format("PyCudaDevice()")
-    result = run(code)
-    assert result.stdout == f"no GPU can be used: {name} failed: no CUDA-capable device is detected\n", result.stderr
-    assert result.stderr == ""
-
-
-def test_a_process_ends_quietly_with_what_it_has() -> None:
-    result = run(
-        "from runtime.backends.cuda.pycuda import PyCudaDevice\n"
-        "device = PyCudaDevice()\n"
-        "with device:\n"
-        "    kept = [device.allocate(10), device.allocate_host(10), device.event(), device.capture(lambda: None)]\n"
-    )
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-
-
-def test_without_cuda_bindings_there_are_no_graphs() -> None:
-    result = run(
-        "sys.modules['cuda'] = None\n"
-        "from runtime.backends.cuda.pycuda import PyCudaDevice\n"
-        "print(PyCudaDevice().has_graphs)\n"
-    )
-    assert (result.stdout, result.stderr) == ("False\n", "")
-
-
-def test_a_driver_that_is_too_old_for_graphs_is_one_line() -> None:
-    capture = "device = PyCudaDevice()\n    with device: device.capture(lambda: None)"
-    result = run("driver.fake_hide(b'cuGraphInstantiateWithFlags')" + REFUSED.format(capture))
-    assert result.stdout == "CUDA graph: function cuGraphInstantiateWithFlags is not found\n", result.stderr

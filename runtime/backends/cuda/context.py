@@ -59,16 +59,20 @@ def primary_context() -> Any:  # noqa: ANN401 - PyCUDA's
     return _contexts[0]
 
 
-@contextlib.contextmanager
-def entered() -> Iterator[None]:
-    """Makes the context current in this thread."""
+def enter() -> None:
+    """Makes the context current in this thread, until ``leave``.
+
+    Raises:
+        BackendError: there is no GPU, or it cannot be used.
+    """
     context = primary_context()
     with as_backend_error("the GPU cannot be used", cuda.Error):
         context.push()
-    try:
-        yield
-    finally:
-        cuda.Context.pop()
+
+
+def leave() -> None:
+    """Makes current in this thread what was so before ``enter``."""
+    cuda.Context.pop()
 
 
 @contextlib.contextmanager
@@ -115,11 +119,14 @@ def _free() -> None:
     # thread or another, need not wait.
     while _released and _freeing.acquire(blocking=False):
         try:
-            with entered():
+            enter()
+            try:
                 while _released:
                     stream, resource = _released.popleft()
                     _wait(stream)
                     resource.free()
+            finally:
+                leave()
         finally:
             _freeing.release()
 

@@ -112,7 +112,10 @@ class Device(Protocol):
         """
 
     def release(self, resources: Iterable[Resource]) -> None:
-        """Frees resources, now or once no capture is going on; may be called by a finalizer."""
+        """Frees resources after the work that was enqueued before, now or once no capture is going on.
+
+        May be called by a finalizer, in any thread, entered or not.
+        """
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends.cuda.context import Owned, Stream, capturing, cuda, primary_context, release
+from runtime.backends.cuda.context import Owned, Stream, capturing, cuda, enter, leave, release
 from runtime.backends.cuda.device import Graph, HostMemory, Memory, Resource
 from runtime.backends.cuda.graphs import HAS_GRAPHS, CudaGraph
 from runtime.bundle.reader import size_text
@@ -28,7 +28,6 @@ class PyCudaDevice:
     """
 
     def __init__(self) -> None:
-        self._context = primary_context()
         self.has_graphs = HAS_GRAPHS
         self._queue: Stream = []
         with as_backend_error("no GPU can be used", cuda.Error), self:
@@ -42,12 +41,11 @@ class PyCudaDevice:
         self._owned = Owned(self, self._queue, self._queue.clear, at_exit=True)
 
     def __enter__(self) -> PyCudaDevice:
-        with as_backend_error("the GPU cannot be used", cuda.Error):
-            self._context.push()
+        enter()
         return self
 
     def __exit__(self, *error: object) -> None:
-        cuda.Context.pop()
+        leave()
 
     def allocate(self, size: int) -> Memory:
         """Allocates device memory."""
