@@ -77,6 +77,20 @@ build/cuda_packages: | build/cuda_headers
 	&& mv $@.made/installed $@
 	@rm -rf $@.made
 
+# NVIDIA's Python modules of TensorRT, 1 MB each, without the libraries: whose calls ours are held against. Tests of a
+# version that there is none of for this Python are skipped.
+BINDINGS := 10.3.0 10.13.3.9.post1 10.14.1.48.post1 11.4.0.106
+
+test test-quick: build/tensorrt_bindings
+
+build/tensorrt_bindings: | $(VENV)/ready
+	@rm -rf $@.made && mkdir -p $@.made
+	-@for version in $(BINDINGS); do \
+		$(BIN)/pip install --disable-pip-version-check --no-input --quiet --no-deps \
+			--target "$@.made/$$(echo $$version | cut -d . -f 1,2)" tensorrt-cu12-bindings==$$version; \
+	done
+	@mv $@.made $@
+
 # The plugin library, for the GPU at hand or, say, ARCH=87.
 plugin: $(VENV)/ready
 	$(BIN)/monoedge plugin $(if $(ARCH),--arch $(ARCH))

@@ -37,7 +37,7 @@ SLOW = (
     *("calibration/test_calibration_command.py", "export/engines", "export/recorded", "export/test_cpu_target.py"),
     *("export/test_onnx_command.py", "export/passes", "export/quantized/test_rewrite.py"),
     *("runtime/bench", "runtime/chat", "runtime/doctor", "runtime/images/test_frames.py"),
-    *("runtime/test_shared_session.py", "cuda_driver/test_answers"),
+    *("runtime/test_shared_session.py", "cuda_driver/nvinfer", "cuda_driver/test_answers"),
 )
 """Where tests are marked slow as a whole: they run commands, compilers and TensorRT. ``make test-quick`` skips them."""
 

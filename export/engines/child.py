@@ -54,8 +54,9 @@ def build(job: Mapping[str, Any], graph: bytes, event: Event) -> None:
     if missing:
         raise tensorrt.error(f"its ONNX parser does not have {', '.join(missing)}", target.needs)
     event(phase="parsing", fraction=0.0)
-    if not parser.parse(graph, job["graph"]):
-        raise _parse_error(tensorrt, parser)
+    with tensorrt.listening():
+        if not parser.parse(graph, job["graph"]):
+            raise _parse_error(tensorrt, parser)
     config = builder.create_builder_config()
     if target.capabilities:
         config.num_compute_capabilities = 1
@@ -65,14 +66,16 @@ def build(job: Mapping[str, Any], graph: bytes, event: Event) -> None:
         profile = builder.create_optimization_profile()
         for name, (minimum, optimum, maximum) in shapes.items():
             profile.set_shape(name, minimum, optimum, maximum)
-        if config.add_optimization_profile(profile) < 0:
-            raise tensorrt.error("refused an optimization profile")
+        with tensorrt.listening():
+            if config.add_optimization_profile(profile) < 0:
+                raise tensorrt.error("refused an optimization profile")
     cache = Path(job["timing_cache"]) if job["timing_cache"] else None
     if cache is not None:
         _use_timing_cache(config, cache, event)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise tensorrt.error("could not build the plan")
+    with tensorrt.listening():
+        plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            raise tensorrt.error("could not build the plan")
     _write(plan, Path(job["plan"]), event)
     if cache is not None:
         _keep_timing_cache(config, cache, event)

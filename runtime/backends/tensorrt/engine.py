@@ -24,12 +24,16 @@ class TensorRTRuntime(TensorRT):
         target: which.
 
     Raises:
-        BackendError: it cannot be imported.
+        BackendError: it cannot be imported, or does not start.
     """
 
     def __init__(self, target: Target) -> None:
         super().__init__(target)
-        self._runtime = self.trt.Runtime(self.logger)
+        with self.listening():
+            try:
+                self._runtime = self.trt.Runtime(self.logger)
+            except TypeError:  # as a constructor tells that it made nothing
+                raise self.error("cannot start") from None
 
     def load(self, plan: Path, device: Device) -> Engine:
         """Loads a plan onto the GPU, which is entered.
@@ -37,14 +41,15 @@ class TensorRTRuntime(TensorRT):
         Raises:
             BackendError: the file cannot be read, or TensorRT refuses it.
         """
-        try:
-            # Mapped: on a small board there is no room for a copy of the weights beside those of the GPU.
-            with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                engine = self._runtime.deserialize_cuda_engine(data)
-        except (OSError, ValueError) as error:
-            raise BackendError(f"{plan} cannot be read: {error}") from None
-        if engine is None:
-            raise self.error(f"cannot load {plan}")
+        with self.listening():
+            try:
+                # Mapped: on a small board there is no room for a copy of the weights beside those of the GPU.
+                with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                    engine = self._runtime.deserialize_cuda_engine(data)
+            except (OSError, ValueError) as error:
+                raise BackendError(f"{plan} cannot be read: {error}") from None
+            if engine is None:
+                raise self.error(f"cannot load {plan}")
         return Engine(self, engine, device)
 
 
@@ -64,6 +69,10 @@ class Engine:
                 once, as on one queue.
             static: whether its shapes never change, so that more preparation pays off.
         """
+        with self._tensorrt.listening():
+            return self._execution(profile, scratch, static)
+
+    def _execution(self, profile: int, scratch: Memory, static: bool) -> Execution:
         trt, engine = self._tensorrt.trt, self._engine
         own_memory = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if hasattr(engine, "create_runtime_config"):
@@ -92,20 +101,23 @@ class Execution:
 
     def set_shapes(self, shapes: Mapping[str, Shape]) -> None:
         """Sets shapes of inputs."""
-        for name, shape in shapes.items():
-            if not self._context.set_input_shape(name, shape):
-                raise self._tensorrt.error(f"refuses the shape {list(shape)} of {name}")
+        with self._tensorrt.listening():
+            for name, shape in shapes.items():
+                if not self._context.set_input_shape(name, shape):
+                    raise self._tensorrt.error(f"refuses the shape {list(shape)} of {name}")
 
     def set_addresses(self, addresses: Mapping[str, int]) -> None:
         """Sets device addresses of inputs and outputs."""
-        for name, address in addresses.items():
-            if not self._context.set_tensor_address(name, address):
-                raise self._tensorrt.error(f"refuses the memory of {name}")
+        with self._tensorrt.listening():
+            for name, address in addresses.items():
+                if not self._context.set_tensor_address(name, address):
+                    raise self._tensorrt.error(f"refuses the memory of {name}")
 
     def enqueue(self) -> None:
         """Enqueues the work on the device's queue."""
-        if not self._context.execute_async_v3(self._stream):
-            raise self._tensorrt.error("failed")
+        with self._tensorrt.listening():
+            if not self._context.execute_async_v3(self._stream):
+                raise self._tensorrt.error("failed")
 
     @property
     def capturable(self) -> bool:

@@ -6,7 +6,10 @@ TensorRT for RTX has a module of its own with the same names. An error becomes o
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +23,30 @@ from runtime.errors import BackendError
 NAMESPACE = "monoedge"
 """The namespace of our plugins."""
 
+_REGISTERING = threading.Lock()
+"""Held while a library is registered: TensorRT refuses plugins that are there already."""
+
 
 class TensorRT:
     """One TensorRT of this process.
 
     Args:
         target: which.
-        hear: called with every error that TensorRT logs.
+        hear: called with every error that TensorRT logs, from whichever thread.
 
     Raises:
         BackendError: it cannot be imported.
     """
 
-    def __init__(self, target: Target, hear: Callable[[str], object] = lambda message: None) -> None:
+    def __init__(self, target: Target, hear: Callable[[str], object] | None = None) -> None:
         try:
             self.trt: Any = importlib.import_module(target.module)
         except ImportError as error:
             raise BackendError(f"{target.module} cannot be imported: {error}; {target.remedy}") from None
         self.title, self.version = target.title, str(self.trt.__version__)
-        self.logger = _logger(self.trt, hear)
+        self.logger = _logger(self.trt)
+        if hear is not None:
+            self.logger.hear = hear
 
     def load_plugins(self, library: Path, operators: Mapping[str, int]) -> None:
         """Registers our plugins, once a process.
@@ -50,47 +58,86 @@ class TensorRT:
         Raises:
             BackendError: the library cannot be loaded, or does not have these plugins in these versions.
         """
-        if not self._missing_plugins(operators):
-            return
-        try:
-            loaded = self.trt.get_plugin_registry().load_library(str(library))
-        except RuntimeError as error:
-            raise self.error(f"cannot load the plugin library {library}", str(error)) from None
-        if loaded is None:
-            raise self.error(f"cannot load the plugin library {library}")
-        if missing := self._missing_plugins(operators):
-            raise self.error(f"{library} has no {', '.join(missing)}: build it again with: {BUILD_COMMAND}")
+        with _REGISTERING, self.listening():
+            if not self._missing_plugins(operators):
+                return
+            try:
+                loaded = self.trt.get_plugin_registry().load_library(str(library))
+            except RuntimeError as error:
+                raise self.error(f"cannot load the plugin library {library}", str(error)) from None
+            if loaded is None:
+                raise self.error(f"cannot load the plugin library {library}")
+            if missing := self._missing_plugins(operators):
+                raise self.error(f"{library} has no {', '.join(missing)}: build it again with: {BUILD_COMMAND}")
 
     def _missing_plugins(self, operators: Mapping[str, int]) -> list[str]:
-        registry = self.trt.get_plugin_registry()
+        # Not by get_creator, which logs an error for what it does not find.
+        names = ("name", "plugin_version", "plugin_namespace")
+        here = {
+            tuple(getattr(creator, name, None) for name in names)
+            for creator in self.trt.get_plugin_registry().all_creators
+        }
         return [
             f"plugin {name} of version {version}"
             for name, version in operators.items()
-            if registry.get_creator(name, str(version), NAMESPACE) is None
+            if (name, str(version), NAMESPACE) not in here
         ]
+
+    def listening(self) -> AbstractContextManager[None]:
+        """Within, ``error`` in this thread knows what TensorRT logged since: to be put around calls that may fail."""
+        listening: AbstractContextManager[None] = self.logger.listening()
+        return listening
 
     def error(self, what: str, reason: str = "") -> BackendError:
         """Makes an error of one line: what failed, and ``reason`` or else the first error that TensorRT logged."""
-        logged = self.logger.take()
-        reason = reason or logged
+        reason = reason or self.logger.first
         return BackendError(" ".join(f"{self.title} {self.version}: {what}{': ' if reason else ''}{reason}".split()))
 
 
-def _logger(trt: Any, hear: Callable[[str], object]) -> Any:
+@cache
+def _logger(trt: Any) -> Any:
+    """Returns the logger of a TensorRT, one for the whole process.
+
+    What belongs to no engine, as what plugins report, TensorRT writes to the first logger that it was given, until all
+    that was made with any logger is gone. A logger for each model would be used after the end of the first model.
+    """
+
     class Logger(trt.ILogger):  # type: ignore[misc]
-        """Keeps the first error, which tells most, until it is taken."""
+        """Keeps the errors of the calls that are going on. TensorRT logs from the caller's thread and from its own."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.first = ""
+            self.hear: Callable[[str], object] = lambda message: None
+            # A finalizer may log in the midst of this.
+            self._lock = threading.RLock()
+            self._calls: dict[int, list[str]] = {}
 
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.Severity.ERROR:
-                hear(message)
-                self.first = self.first or message
+                self.hear(message)
+                with self._lock:
+                    own = self._calls.get(threading.get_ident())
+                    # What a thread of TensorRT's own says may be the reason of any call.
+                    for errors in self._calls.values() if own is None else (own,):
+                        errors.append(message)
 
-        def take(self) -> str:
-            first, self.first = self.first, ""
-            return first
+        @contextmanager
+        def listening(self) -> Iterator[None]:
+            thread = threading.get_ident()
+            with self._lock:
+                outer, self._calls[thread] = self._calls.get(thread), []
+            try:
+                yield
+            finally:
+                with self._lock:
+                    del self._calls[thread]
+                    if outer is not None:
+                        self._calls[thread] = outer
+
+        @property
+        def first(self) -> str:
+            """The first error of this thread's call, which tells most."""
+            with self._lock:
+                return next(iter(self._calls.get(threading.get_ident(), ())), "")
 
     return Logger()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import json
 import os
@@ -108,25 +107,6 @@ def test_the_stand_in_of_the_other_tests_says_the_same(networks: tuple[Any, Plan
     _, decoder, vision, built = networks
     for info, plan in zip((decoder, vision), built, strict=True):
         assert set(info.tensors) == set(plan_info(plan, 0).tensors)
-
-
-def test_tensorrt_has_what_is_called(ask_rtx: Callable[..., Any]) -> None:
-    owners = {
-        **dict.fromkeys(("engine", "_engine"), "ICudaEngine"),
-        **dict.fromkeys(("context", "_context"), "IExecutionContext"),
-        **{"registry": "IPluginRegistry", "config": "IRuntimeConfig", "_runtime": "Runtime", "trt": ""},
-        "strategies": "DynamicShapesKernelSpecializationStrategy",
-    }
-    names: dict[str, list[str]] = {owner: [] for owner in owners.values()}
-    files = [ROOT / "runtime/backends/tensorrt" / name for name in ("engine.py", "library.py")]
-    for node in (node for file in files for node in ast.walk(ast.parse(file.read_text()))):
-        if isinstance(node, ast.Attribute):
-            on = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", None)
-            if on in owners:
-                names[owners[on]].append(node.attr)
-    assert all(names.values()), names
-    assert "execute_async_v3" in names["IExecutionContext"]
-    assert ask_rtx({"names": names}) == []
 
 
 # What is refused ------------------------------------------------------------------------------------------------------
