@@ -10,6 +10,7 @@ from pathlib import Path
 
 from export.engines.options import Options
 from export.writer import rewrite_manifest
+from runtime.backends.tensorrt.runtime_cache import SUFFIX
 from runtime.bundle.engines import FOLDER, why_stale
 from runtime.bundle.manifest import EngineRecord
 from runtime.bundle.reader import Bundle, size_text
@@ -88,6 +89,8 @@ def put_in_place(bundle: Bundle, staged: Staged) -> None:
                 continue
             flush(file)
             file.replace(bundle.path(name))
+            if find(cache := file.with_suffix(SUFFIX)) is not None:  # what TensorRT compiled when the plan was tried
+                cache.replace(bundle.path(name).with_suffix(SUFFIX))
         flush(bundle.path(FOLDER))
         records = {name: record for name, (_, record) in staged.items()}
         # Of the manifest as it is now: another target may have been built meanwhile.

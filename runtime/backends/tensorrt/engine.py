@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from runtime.backends.cuda.device import Device, Memory
 from runtime.backends.tensorrt.library import TensorRT
 from runtime.backends.tensorrt.plan import PlanInfo, Shape, ShapeRange, TensorInfo
+from runtime.backends.tensorrt.runtime_cache import RuntimeCacheFile
 from runtime.bundle.targets import Target
 from runtime.errors import BackendError
 
@@ -35,8 +36,13 @@ class TensorRTRuntime(TensorRT):
             except TypeError:  # as a constructor tells that it made nothing
                 raise self.error("cannot start") from None
 
-    def load(self, plan: Path, device: Device) -> Engine:
+    def load(self, plan: Path, device: Device, sha256: str) -> Engine:
         """Loads a plan onto the GPU, which is entered.
+
+        Args:
+            plan: the file.
+            device: the GPU.
+            sha256: that of the plan.
 
         Raises:
             BackendError: the file cannot be read, or TensorRT refuses it.
@@ -50,15 +56,30 @@ class TensorRTRuntime(TensorRT):
                 raise BackendError(f"{plan} cannot be read: {error}") from None
             if engine is None:
                 raise self.error(f"cannot load {plan}")
-        return Engine(self, engine, device)
+        made_for = {
+            "tensorrt": self.version,
+            "gpu": f"{device.name}, SM {device.compute_capability}",
+            "plan": sha256,
+        }
+        return Engine(self, engine, device, RuntimeCacheFile(plan, made_for))
 
 
 class Engine:
-    """A loaded plan."""
+    """A loaded plan.
 
-    def __init__(self, tensorrt: TensorRT, engine: Any, device: Device) -> None:
+    Args:
+        tensorrt: what loaded it.
+        engine: TensorRT's.
+        device: the GPU.
+        cache_file: keeps what TensorRT for RTX compiles.
+    """
+
+    def __init__(self, tensorrt: TensorRT, engine: Any, device: Device, cache_file: RuntimeCacheFile) -> None:
         self.info = plan_info(tensorrt.trt, engine)
         self._tensorrt, self._engine, self._device = tensorrt, engine, device
+        self._cache_file, self._kept = cache_file, b""
+        self._cache: Any = None
+        self._ran: set[tuple[int, bool]] = set()
 
     def execution(self, profile: int, scratch: Memory, static: bool) -> Execution:
         """Makes a way to run it.
@@ -70,34 +91,54 @@ class Engine:
             static: whether its shapes never change, so that more preparation pays off.
         """
         with self._tensorrt.listening():
-            return self._execution(profile, scratch, static)
+            if hasattr(self._engine, "create_runtime_config"):
+                context = self._engine.create_execution_context(self._config(static))
+            else:  # TensorRT 10.3
+                strategies = self._tensorrt.trt.ExecutionContextAllocationStrategy
+                context = self._engine.create_execution_context(strategies.USER_MANAGED)
+            if context is None:
+                raise self._tensorrt.error("cannot make an execution context")
+            context.set_device_memory(scratch.address, scratch.size)
+            if not context.set_optimization_profile_async(profile, self._device.stream):
+                raise self._tensorrt.error(f"refuses optimization profile {profile}")
+        return Execution(self._tensorrt, context, self._device.stream, lambda: self._ran_first(profile, static))
 
-    def _execution(self, profile: int, scratch: Memory, static: bool) -> Execution:
-        trt, engine = self._tensorrt.trt, self._engine
-        own_memory = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if hasattr(engine, "create_runtime_config"):
-            config = engine.create_runtime_config()
-            config.set_execution_context_allocation_strategy(own_memory)
-            if static and hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
-                # TensorRT for RTX compiles on the device: for these shapes now, not while a stand-in runs.
-                strategies = trt.DynamicShapesKernelSpecializationStrategy
-                config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
-            context = engine.create_execution_context(config)
-        else:
-            context = engine.create_execution_context(own_memory)
-        if context is None:
-            raise self._tensorrt.error("cannot make an execution context")
-        context.set_device_memory(scratch.address, scratch.size)
-        if not context.set_optimization_profile_async(profile, self._device.stream):
-            raise self._tensorrt.error(f"refuses optimization profile {profile}")
-        return Execution(self._tensorrt, context, self._device.stream)
+    def _config(self, static: bool) -> Any:
+        trt, config = self._tensorrt.trt, self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+            # TensorRT for RTX has kernels for any shape, and can compile faster ones for each shape that comes. EAGER:
+            # before its first run, which pays off for what runs for every token. NONE: never. LAZY, which it does if
+            # not told, compiles in a thread beside the work, and keeps the kernels: for each length of a prompt anew,
+            # which seldom comes again.
+            strategies = trt.DynamicShapesKernelSpecializationStrategy
+            config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER if static else strategies.NONE
+            if self._cache is None:
+                self._cache = config.create_runtime_cache()
+                kept = self._cache_file.read()
+                # It looks for itself whether the driver and the GPU are those that it compiled for.
+                if kept is not None and self._cache.deserialize(kept):
+                    self._kept = kept
+            config.set_runtime_cache(self._cache)
+        return config
+
+    def _ran_first(self, profile: int, static: bool) -> None:
+        """Keeps what was compiled for a profile; later executions of it compile nothing."""
+        if self._cache is None or (profile, static) in self._ran:
+            return
+        self._ran.add((profile, static))
+        compiled = self._cache.serialize()
+        if compiled is not None and (data := bytes(memoryview(compiled))) != self._kept:
+            self._cache_file.write(data)
+            self._kept = data
 
 
 class Execution:
     """One way to run an engine: a profile, with shapes and addresses that stay until they are set again."""
 
-    def __init__(self, tensorrt: TensorRT, context: Any, stream: int) -> None:
+    def __init__(self, tensorrt: TensorRT, context: Any, stream: int, on_first_run: Callable[[], None]) -> None:
         self._tensorrt, self._context, self._stream = tensorrt, context, stream
+        self._on_first_run, self._has_run = on_first_run, False
 
     def set_shapes(self, shapes: Mapping[str, Shape]) -> None:
         """Sets shapes of inputs."""
@@ -114,10 +155,13 @@ class Execution:
                     raise self._tensorrt.error(f"refuses the memory of {name}")
 
     def enqueue(self) -> None:
-        """Enqueues the work on the device's queue."""
+        """Enqueues the work on the device's queue; the first time not while a graph is recorded."""
         with self._tensorrt.listening():
             if not self._context.execute_async_v3(self._stream):
                 raise self._tensorrt.error("failed")
+        if not self._has_run:
+            self._has_run = True
+            self._on_first_run()
 
     @property
     def capturable(self) -> bool:

@@ -105,7 +105,7 @@ class Loader:
             raise BackendError(f"no plan of {graph} was given, only of {', '.join(self._plans)}")
         path, record = self._plans[graph]
         with self._device:
-            engine = self._tensorrt.load(path, self._device)
+            engine = self._tensorrt.load(path, self._device, record.sha256)
         # Plans that are tried before they are put in place are not in the manifest.
         self._bundle.require_same(*(name for name in self._bundle.manifest.engines if self._bundle.path(name) == path))
         try:

@@ -43,7 +43,7 @@ class Started:
     def load_plugins(self, library: Path, operators: dict[str, int]) -> None:
         self.operators = operators
 
-    def load(self, path: Path, device: HostDevice) -> HostEngine:
+    def load(self, path: Path, device: HostDevice, sha256: str) -> HostEngine:
         length = self._lengths[path.name]
         built = plans(self._bundle, Options(TARGETS[TRT], 89, length, 1))
         plan = next(plan for plan in built if Path(plan.graph).stem in path.name)
