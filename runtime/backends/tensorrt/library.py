@@ -59,29 +59,32 @@ class TensorRT:
             BackendError: the library cannot be loaded, or does not have these plugins in these versions.
         """
         with _REGISTERING, self.listening():
-            if not self._missing_plugins(operators):
+            here = self._plugins()
+            missing = _missing(operators, here)
+            if not missing:
                 return
+            if here:  # which TensorRT lets nobody register again
+                raise self.error(
+                    f"the plugin library of this process has no {', '.join(missing)}: build it again with: "
+                    f"{BUILD_COMMAND}; then start again"
+                )
             try:
                 loaded = self.trt.get_plugin_registry().load_library(str(library))
             except RuntimeError as error:
                 raise self.error(f"cannot load the plugin library {library}", str(error)) from None
             if loaded is None:
                 raise self.error(f"cannot load the plugin library {library}")
-            if missing := self._missing_plugins(operators):
+            if missing := _missing(operators, self._plugins()):
                 raise self.error(f"{library} has no {', '.join(missing)}: build it again with: {BUILD_COMMAND}")
 
-    def _missing_plugins(self, operators: Mapping[str, int]) -> list[str]:
+    def _plugins(self) -> set[tuple[str, str]]:
+        """Returns name and version of our plugins that are registered."""
         # Not by get_creator, which logs an error for what it does not find.
-        names = ("name", "plugin_version", "plugin_namespace")
-        here = {
-            tuple(getattr(creator, name, None) for name in names)
+        return {
+            (creator.name, creator.plugin_version)
             for creator in self.trt.get_plugin_registry().all_creators
+            if getattr(creator, "plugin_namespace", None) == NAMESPACE
         }
-        return [
-            f"plugin {name} of version {version}"
-            for name, version in operators.items()
-            if (name, str(version), NAMESPACE) not in here
-        ]
 
     def listening(self) -> AbstractContextManager[None]:
         """Within, ``error`` in this thread knows what TensorRT logged since: to be put around calls that may fail."""
@@ -92,6 +95,12 @@ class TensorRT:
         """Makes an error of one line: what failed, and ``reason`` or else the first error that TensorRT logged."""
         reason = reason or self.logger.first
         return BackendError(" ".join(f"{self.title} {self.version}: {what}{': ' if reason else ''}{reason}".split()))
+
+
+def _missing(operators: Mapping[str, int], here: set[tuple[str, str]]) -> list[str]:
+    return [
+        f"plugin {name} of version {version}" for name, version in operators.items() if (name, str(version)) not in here
+    ]
 
 
 @cache

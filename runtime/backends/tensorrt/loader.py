@@ -81,7 +81,8 @@ class Loader:
         """Loads the decoder's engine.
 
         Raises:
-            BackendError: TensorRT refuses the plan, or it is not what its record says.
+            BackendError: TensorRT refuses the plan, or it is not what its record says; with what to do where the plan
+                is at fault.
         """
         manifest, length = self._bundle.manifest, self._plans[DECODER_GRAPH][1].max_length
 
@@ -104,8 +105,15 @@ class Loader:
         if graph not in self._plans:
             raise BackendError(f"no plan of {graph} was given, only of {', '.join(self._plans)}")
         path, record = self._plans[graph]
-        with self._device:
-            engine = self._tensorrt.load(path, self._device, record.sha256)
+        try:
+            with self._device:
+                engine = self._tensorrt.load(path, self._device, record.sha256)
+        except BackendError:
+            # Not looked at before, since that reads all of a plan.
+            if sha256_of(path) != record.sha256:
+                reason = "was altered since it was built, its SHA-256 is not the recorded one"
+                raise BackendError(refused(str(path), reason, record, self._bundle.folder)) from None
+            raise
         # Plans that are tried before they are put in place are not in the manifest.
         self._bundle.require_same(*(name for name in self._bundle.manifest.engines if self._bundle.path(name) == path))
         try:

@@ -63,6 +63,11 @@ IRuntimeConfig* Engine::createRuntimeConfig() noexcept
 
 IExecutionContext* Engine::createExecutionContext(ExecutionContextAllocationStrategy strategy) noexcept
 {
+    if (plan.fails == "context")
+    {
+        say(logger, "ICudaEngine::createExecutionContext: Error Code 2: OutOfMemory (no memory for this plan)");
+        return nullptr;
+    }
     return new Context{*this, strategy != ExecutionContextAllocationStrategy::kUSER_MANAGED};
 }
 
@@ -148,7 +153,7 @@ void Context::setDeviceMemoryV2(void* address, std::int64_t size) noexcept
 
 bool Context::enqueueV3(cudaStream_t stream) noexcept
 {
-    if (engine.plan.failsToEnqueue)
+    if (engine.plan.fails == "enqueue")
     {
         return refuse("enqueueV3", "this plan fails");
     }

@@ -70,8 +70,7 @@ bool read(std::string const& text, Plan& plan)
         }
         else if (word == "fails")
         {
-            words >> word;
-            plan.failsToEnqueue = word == "enqueue";
+            words >> plan.fails;
         }
         else if (word == "in" || word == "out")
         {

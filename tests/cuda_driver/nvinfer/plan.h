@@ -1,6 +1,6 @@
 // What a plan of this library says: text, word by word.
 //
-//   plan GRAPH scratch BYTES profiles COUNT [fails enqueue]
+//   plan GRAPH scratch BYTES profiles COUNT [fails enqueue|context]
 //   in NAME TYPE RANK SIZES…     then for each profile least, best and greatest shape, each RANK SIZES…
 //   out NAME TYPE RANK SIZES…
 
@@ -35,7 +35,8 @@ struct Plan
     std::string graph;
     std::int64_t scratch{0};
     std::int32_t nbProfiles{0};
-    bool failsToEnqueue{false};
+    /// What its engine refuses.
+    std::string fails;
     std::vector<Tensor> tensors;
 
     Tensor const* find(std::string const& name) const;

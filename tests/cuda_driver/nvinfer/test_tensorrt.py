@@ -77,6 +77,22 @@ def test_two_models(nvinfer: Nvinfer, make: Make) -> None:
     assert texts[0].strip() == texts[1].strip() == answers[0][0]
 
 
+def test_sessions_in_threads(nvinfer: Nvinfer, make: Make) -> None:
+    model = runtime.load(make(), backend="tensorrt")
+    alone = [ask(model, picture).text for picture in (PICTURE, None)]
+    texts: dict[int, str] = {}
+
+    def work(number: int) -> None:
+        texts[number] = ask(model, (PICTURE, None)[number % 2]).text
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [texts[number] for number in range(4)] == 2 * alone
+
+
 def test_errors_of_a_model_are_told_when_an_earlier_one_is_gone(nvinfer: Nvinfer, make: Make) -> None:
     """TensorRT keeps the first logger for what belongs to no engine, as plugins: it must outlive its model."""
     first, second = TensorRTRuntime(TARGET), TensorRTRuntime(TARGET)
@@ -93,6 +109,18 @@ def test_a_damaged_plan(nvinfer: Nvinfer, make: Make) -> None:
     # The first error that TensorRT logs, not the last; and not that its registry had no plugin yet.
     reason = "IRuntime::deserializeCudaEngine: Error Code 1: Serialization (Version tag does not match.)"
     assert refusal(folder).endswith(f": cannot load {plan}: {reason}")
+
+
+def test_a_plan_that_was_damaged(nvinfer: Nvinfer, make: Make) -> None:
+    """A file of the same size: TensorRT says that it cannot be loaded, we say why, and what to do."""
+    folder = make()
+    name = next(name for name in Bundle(folder).manifest.engines if "decoder" in name)
+    plan = Bundle(folder).path(name)
+    plan.write_bytes(bytes(plan.stat().st_size))
+    assert refusal(folder) == (
+        f"{plan} was altered since it was built, its SHA-256 is not the recorded one: build it again with: "
+        f"python -m export.engine --bundle {folder} --target trt10.3 --max-length 2048 --max-batch 1 --overwrite"
+    )
 
 
 def test_a_plan_that_cannot_be_read(nvinfer: Nvinfer, make: Make) -> None:
@@ -116,6 +144,11 @@ def test_an_engine_that_cannot_be_enqueued(nvinfer: Nvinfer, make: Make) -> None
             _ = ask(model, None).text
 
 
+def test_an_engine_that_has_no_room_to_run(nvinfer: Nvinfer, make: Make) -> None:
+    folder = make(lambda text: text.replace(" profiles", " fails context profiles", 1))
+    assert re.search(r"cannot make an execution context: .*OutOfMemory \(no memory for this plan\)$", refusal(folder))
+
+
 def test_no_plugin_library(nvinfer: Nvinfer, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make()
     monkeypatch.setenv(VARIABLE, "nowhere.so")
@@ -135,8 +168,10 @@ def test_a_plugin_library_that_cannot_be_loaded(
 
 def test_a_plugin_library_without_our_plugins(nvinfer: Nvinfer, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, str(nvinfer.folder / building.OTHER_PLUGIN))
-    message = refusal(make())
-    assert message.endswith("libother.so has no plugin FusedMoE of version 1: build it again with: monoedge plugin")
+    folder = make()
+    wanted = "has no plugin FusedMoE of version 1: build it again with: monoedge plugin"
+    assert refusal(folder).endswith(f"libother.so {wanted}")
+    assert refusal(folder).endswith(f": the plugin library of this process {wanted}; then start again")
 
 
 def test_asking_for_plugins_is_no_error(nvinfer: Nvinfer) -> None:
@@ -209,7 +244,7 @@ def test_a_tensorrt_that_does_not_start(nvinfer: Nvinfer, make: Make) -> None:
 def test_older_modules(tmp_path: Path, version: str) -> None:
     """The tests of this file with them: the newer libnvinfer has their calls in the same places."""
     building.bindings(version)
-    options = ["-q", "-p", "no:cacheprovider", "-k", "not older and not two_models"]
+    options = ["-q", "-p", "no:cacheprovider", "-k", "not older and not two_models and not threads"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, __file__],
         env={**os.environ, VERSION: version, REPORTS: str(tmp_path / "reports")},
