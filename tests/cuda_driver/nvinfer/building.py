@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -39,6 +40,9 @@ def bindings(version: str) -> Path:
         pytest.skip("NVIDIA's Python modules of TensorRT are not here; this fetches them: make build/tensorrt_bindings")
     if not folder.is_dir():
         pytest.skip(f"of TensorRT {version} NVIDIA has no module for this Python, or it could not be fetched")
+    python = "cp{}{}".format(*sys.version_info)
+    if not any(f"Tag: {python}-" in wheel.read_text() for wheel in folder.parent.glob("*.dist-info/WHEEL")):
+        pytest.skip(f"{BINDINGS} is of another Python: remove it, then: make build/tensorrt_bindings")
     return folder.parent
 
 

@@ -133,6 +133,25 @@ def test_memory_is_given_back(model: runtime.Model) -> None:
     assert used() <= before + (1 << 20)
 
 
+def test_kernels_are_compiled_once(built: Path, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT for RTX keeps what it compiled, and takes it again at the next start."""
+    if INSTALLED[0].name != "trt-rtx":
+        pytest.skip(f"{INSTALLED[0].title} compiles when a plan is built")
+    monkeypatch.setenv("MONOEDGE_PLUGIN_LIBRARY", str(library))
+    texts, written = [], []
+    for _ in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model = runtime.load(built, backend="tensorrt")
+            session = model.session(GOLDEN / "images/portrait.png", "Hello", max_tiles=1, max_new_tokens=8)
+            texts.append(session.text)
+        files = (built / "engines").glob("*.runtime_cache")
+        written.append({file.name: file.stat().st_mtime_ns for file in files})
+    assert texts[0] == texts[1]
+    assert len(written[0]) == 2
+    assert written[0] == written[1]
+
+
 def test_another_plugin_library_is_refused(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "other.so").write_bytes(b"other")
     monkeypatch.setenv("MONOEDGE_PLUGIN_LIBRARY", str(tmp_path / "other.so"))
