@@ -62,6 +62,8 @@ class Nvinfer:
         """The graphs that contexts were enqueued for; what a CUDA graph replays is enqueued once."""
         self.ran: list[str] = []
         """The graphs that ran."""
+        self.recordable = True
+        """Whether contexts may be enqueued while a CUDA graph is recorded."""
         self._enqueue = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)(self._on_enqueue)
         library.nvinferOnEnqueue(self._enqueue)
 
@@ -96,7 +98,10 @@ class Nvinfer:
         return self._sessions[graph]
 
     def _on_enqueue(self, context: int, stream: int | None) -> bool:
-        where = ctypes.c_void_p(context)
+        where, status = ctypes.c_void_p(context), ctypes.c_int()
+        self._driver.cuStreamIsCapturing(ctypes.c_void_p(stream), ctypes.byref(status))
+        if status.value and not self.recordable:
+            return False
         graph: str = self._library.nvinferGraph(where).decode()
         session = self._session(graph)
         size, sizes = ctypes.c_int64(), (ctypes.c_int64 * 8)()
@@ -148,6 +153,7 @@ def nvinfer(loaded_nvinfer: Nvinfer, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """The same with an empty registry and the plugin library of the tiny models; at the end nothing may be left."""
     loaded_nvinfer.forget_plugins()
     loaded_nvinfer.start(True)
+    loaded_nvinfer.recordable = True
     loaded_nvinfer.enqueued.clear()
     loaded_nvinfer.ran.clear()
     monkeypatch.setenv(VARIABLE, str(loaded_nvinfer.folder / building.PLUGIN))

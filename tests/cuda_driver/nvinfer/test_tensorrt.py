@@ -64,6 +64,16 @@ def test_tokens_are_replayed(nvinfer: Nvinfer, make: Make) -> None:
     assert len(nvinfer.ran) == len(session.generated_ids)
 
 
+def test_an_engine_that_cannot_be_recorded(nvinfer: Nvinfer, make: Make) -> None:
+    model = runtime.load(make(), backend="tensorrt")
+    nvinfer.recordable = False
+    session = ask(model, None)
+    with pytest.warns(UserWarning, match=r"without a CUDA graph, which is slower: TensorRT .*: failed: IExecutionCont"):
+        assert session.text is not None
+    assert session.text == ask(model, None).text
+    assert len(nvinfer.enqueued) == len(nvinfer.ran) == 2 * len(session.generated_ids)
+
+
 def test_two_models(nvinfer: Nvinfer, make: Make) -> None:
     models = [runtime.load(make(name=name), backend="tensorrt") for name in ("a", "b")]
     answers = [[ask(model, picture).text for picture in (PICTURE, None)] for model in models]
@@ -121,6 +131,22 @@ def test_a_plan_that_was_damaged(nvinfer: Nvinfer, make: Make) -> None:
         f"{plan} was altered since it was built, its SHA-256 is not the recorded one: build it again with: "
         f"python -m export.engine --bundle {folder} --target trt10.3 --max-length 2048 --max-batch 1 --overwrite"
     )
+
+
+def test_a_picture_s_plan_that_was_damaged(nvinfer: Nvinfer, make: Make) -> None:
+    """It is loaded with the first picture; text is answered all the same."""
+    folder = make()
+    expected = ask(runtime.load(folder), None).text
+    model = runtime.load(folder, backend="tensorrt")
+    name = next(name for name in Bundle(folder).manifest.engines if "vision" in name)
+    plan = Bundle(folder).path(name)
+    plan.write_bytes(bytes(plan.stat().st_size))
+    for _ in range(2):
+        with pytest.raises(
+            runtime.BackendError, match=r"vision\.plan was altered since it was built, .*: build it again"
+        ):
+            _ = ask(model, PICTURE).text
+    assert ask(model, None).text == expected
 
 
 def test_a_plan_that_cannot_be_read(nvinfer: Nvinfer, make: Make) -> None:
