@@ -141,13 +141,14 @@ def _version(package: str) -> str:
 def _outside(found: str, wanted: str) -> str:
     """Returns the bounds that a version does not keep; empty where it keeps them."""
     bounds = re.findall(r"(>=|==|<)\s*([\d.]+)", wanted)
-    here = _numbers(found)
+    here = numbers(found)
     keeps = {">=": lambda bound: here >= bound, "<": lambda bound: here < bound, "==": lambda bound: here == bound}
-    broken = here and not all(keeps[sign](_numbers(bound)) for sign, bound in bounds)
+    broken = here and not all(keeps[sign](numbers(bound)) for sign, bound in bounds)
     return ",".join(f"{sign}{bound}" for sign, bound in bounds) if broken else ""
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def numbers(text: str) -> tuple[int, ...]:
+    """Returns the numbers of a version, as far as it has no letters."""
     found = re.match(r"\d+(\.\d+)*", text)
     return tuple(map(int, found[0].split("."))) if found else ()
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from runtime.bundle.targets import TARGETS, Target
+from runtime.bundle.targets import PORTABLE_TARGET, TARGETS, Target
 from runtime.doctor.children import TrialError, attempt
 from runtime.doctor.gpu import Gpu, dotted, fits
-from runtime.doctor.host import distributions
+from runtime.doctor.host import distributions, numbers
 from runtime.doctor.report import MISSING, OK, TENSORRT, WRONG, Finding
 
 SEARCHED = "LD_LIBRARY_PATH"
@@ -67,10 +67,14 @@ def tensorrts(gpu: Gpu) -> Iterator[tuple[Finding, str, str]]:
 def _tensorrt(target: Target, facts: dict[str, Any], gpu: Gpu) -> Finding:
     version, libraries = facts["version"], facts["libraries"]
     for file, own in libraries.items():
-        if own != [int(number) for number in version.split(".")[:3]]:
+        if own != list(numbers(version)[:3]):
             found = f"{target.module} {version} loads {file}, which is {dotted(own)}"
             remedy = f"take that file's folder out of {SEARCHED}, or install the module of that version"
             return Finding(target.module, WRONG, found, remedy, TENSORRT)
+    least = PORTABLE_TARGET.removeprefix("trt")
+    if not target.capabilities and numbers(version) < numbers(least):
+        found = f"{target.title} {version}; expected {least} or later"
+        return Finding(target.module, WRONG, found, "on Jetson update JetPack, elsewhere TensorRT", TENSORRT)
     found = f"{target.title} {version} ({target.needs}){''.join(f', {file}' for file in libraries)}"
     made_for = re.search(r"cu(\d\d)\b", " ".join(distributions(target.module)))
     finding = Finding(target.module, OK, found, needed_by=TENSORRT)

@@ -80,10 +80,11 @@ def tensorrt(target: str) -> dict[str, Any]:
 def library_version(file: str) -> list[int]:
     """Returns the version that a TensorRT library gives itself, as [10, 3, 0].
 
-    Its number is 10000 · major + 100 · minor + patch from TensorRT 10 on (``NvInferVersion.h``).
+    Its number is 10000 · major + 100 · minor + patch, before TensorRT 10 1000 · major (``NvInferVersion.h``).
     """
     number = int(ctypes.CDLL(file).getInferLibVersion())
-    return [number // 10000, number // 100 % 100, number % 100]
+    major = 10000 if number >= 10000 else 1000
+    return [number // major, number % major // 100, number % 100]
 
 
 def plugin(library: str, symbols: list[str]) -> list[str]:

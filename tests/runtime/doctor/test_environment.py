@@ -140,10 +140,13 @@ def test_an_older_python_is_refused_in_one_line(tmp_path: Path) -> None:
         assert done.stderr.count("\n") == 1
 
 
-def test_a_small_disk(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_disk(small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(small_disk))
     monkeypatch.setattr("tempfile.tempdir", None)
     caches, temporary = disk(None)
     assert (caches.status, caches.remedy) == (WRONG, "free some space, or set XDG_CACHE_HOME")
     assert caches.found == f"{small_disk}/monoedge: 0.0 GB free"
     assert temporary.status == OK
+    # As the remedy says.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert next(disk(None)).status == OK

@@ -52,6 +52,17 @@ def test_module_and_library_of_one_version(with_gpu: Machine, nvinfer: Path) -> 
     assert remedy == "update the driver to one that runs CUDA 13"
 
 
+def test_a_tensorrt_that_is_too_old(with_gpu: Machine, gcc: str, tmp_path: Path) -> None:
+    """That of JetPack 5, whose library counts otherwise."""
+    source, library = tmp_path / "nvinfer.c", tmp_path / "libnvinfer.so.8"
+    source.write_text("int getInferLibVersion(void) { return 8502; }\n")
+    subprocess.run([gcc, "-shared", "-fPIC", source, "-o", library], check=True)
+    with_gpu.package("tensorrt", "8.5.2.2", "tensorrt", TENSORRT.format(library=str(library), version="8.5.2.2"))
+    status, found, remedy = with_gpu.doctor().said("TensorRT", "tensorrt")
+    assert (status, found) == ("wrong", "TensorRT 8.5.2.2; expected 10.3 or later")
+    assert remedy == "on Jetson update JetPack, elsewhere TensorRT"
+
+
 def test_a_module_that_loads_the_library_of_another_version(with_gpu: Machine, nvinfer: Path) -> None:
     code = TENSORRT.format(library=str(nvinfer), version="10.3.0")
     with_gpu.package("tensorrt", "10.3.0", "tensorrt", code)
