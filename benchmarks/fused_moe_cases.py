@@ -1,10 +1,9 @@
-"""What ``benchmarks/fused_moe.py`` times, on any device: rows and weights, our kernels, and PyTorch's ways."""
+"""The rows and weights that ``benchmarks/fused_moe.py`` times layers of, on any device, and what is right for them."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,10 +12,7 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from plugins_trt.schema import FUSED_MOE  # noqa: E402
 from runtime.errors import MonoedgeError  # noqa: E402
-from tests.plugins_trt.kernels import SUCCESS, Kernels  # noqa: E402
-from tests.plugins_trt.problems import Problem  # noqa: E402
 
 TILE = 256
 """Visual tokens of a tile."""
@@ -30,7 +26,6 @@ rounding is of any size up to that by 0.002 in the root mean square; w8a8 may ro
 next step of INT8 where it was rounded to bfloat16 before."""
 
 Tensor = torch.Tensor
-Call = Callable[[], Tensor]
 
 
 def visual_rows(rows: int) -> int:
@@ -38,117 +33,65 @@ def visual_rows(rows: int) -> int:
     return (rows - 1) // TILE * TILE
 
 
+SIZE_KEPT = 1.68
+"""What makes a product of gate and up as large as the rows again: E[(silu(g) · u)²] is 0.356 for normal g and u."""
+
+
 @dataclass
-class Case:
-    """Rows and weights on a device.
+class Experts:
+    """Weights of a layer.
 
     Attributes:
-        rows: [rows, hidden].
-        mask: bool [rows], true for visual rows.
         weights: ``text_gate_up`` [2 · inter, hidden], ``text_down`` [hidden, inter], and the visual expert's.
         quantized: INT8 of the text expert's, with scales: ``text_gate_up``, ``.scale`` [out], ``.input_scale`` [1].
     """
 
+    weights: dict[str, Tensor]
+    quantized: dict[str, Tensor]
+
+
+@dataclass
+class Case:
+    """Rows and the weights of a layer, on a device.
+
+    Attributes:
+        rows: [rows, hidden].
+        mask: bool [rows], true for visual rows.
+        experts: of the layer.
+    """
+
     rows: Tensor
     mask: Tensor
-    weights: dict[str, Tensor]
-    quantized: dict[str, Tensor] = field(default_factory=dict)
+    experts: Experts
 
     def index(self, visual: bool) -> Tensor:
         """Which rows are visual, or which are not."""
         return torch.nonzero(self.mask == visual).flatten()
 
 
-def make_case(rows: int, hidden: int, inter: int, device: str, dtype: torch.dtype = torch.bfloat16) -> Case:
-    """Weights and rows of sizes like a trained model's, so that gate, up and product are about 1."""
-    generator = torch.Generator().manual_seed(rows)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
+def make_experts(hidden: int, inter: int, device: str, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Experts:
+    """Weights of sizes like a trained model's: gate and up are about 1 for rows of 1, and so is the result."""
+    generator = torch.Generator(device).manual_seed(seed)
     weights, quantized = {}, {}
     for expert in ("text", "visual"):
-        for name, shape in (("gate_up", (2 * inter, hidden)), ("down", (hidden, inter))):
-            weight = normal(*shape) / shape[1] ** 0.5
-            weights[f"{expert}_{name}"] = weight.to(device, dtype)
+        for name, shape, size in (("gate_up", (2 * inter, hidden), 1.0), ("down", (hidden, inter), SIZE_KEPT)):
+            weight = torch.randn(shape, generator=generator, device=device) * (size / shape[1] ** 0.5)
+            weights[f"{expert}_{name}"] = weight.to(dtype)
             if expert == "text":
                 scale = weight.abs().amax(dim=1) / 127
-                values = (weight / scale[:, None]).round().to(torch.int8)
-                quantized[f"text_{name}"] = values.to(device)
-                quantized[f"text_{name}.scale"] = scale.to(device)
+                quantized[f"text_{name}"] = (weight / scale[:, None]).round().to(torch.int8)
+                quantized[f"text_{name}.scale"] = scale
                 quantized[f"text_{name}.input_scale"] = torch.tensor([6 / 127], device=device)
-    mask = torch.arange(rows) < visual_rows(rows)
-    return Case(normal(rows, hidden).to(device, dtype), mask.to(device), weights, quantized)
+    return Experts(weights, quantized)
 
 
-# Contenders -----------------------------------------------------------------------------------------------------------
-
-
-def swiglu(rows: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """One expert."""
-    gate, up = F.linear(rows, gate_up).chunk(2, dim=-1)
-    return F.linear(F.silu(gate) * up, down)
-
-
-def both(case: Case) -> Tensor:
-    """Both experts on all rows, blended."""
-    weights = case.weights
-    visual = case.mask[:, None].to(case.rows.dtype)
-    text_rows = swiglu(case.rows, weights["text_gate_up"], weights["text_down"])
-    visual_rows_ = swiglu(case.rows, weights["visual_gate_up"], weights["visual_down"])
-    return text_rows * (1 - visual) + visual_rows_ * visual
-
-
-def gather(case: Case, indices: dict[str, Tensor]) -> Tensor:
-    """Each expert on its rows."""
-    output = torch.empty_like(case.rows)
-    for expert, index in indices.items():
-        if len(index):
-            chosen = case.rows.index_select(0, index)
-            result = swiglu(chosen, case.weights[f"{expert}_gate_up"], case.weights[f"{expert}_down"])
-            output.index_copy_(0, index, result)
-    return output
-
-
-def dense(case: Case) -> Tensor:
-    """The text expert on all rows."""
-    return swiglu(case.rows, case.weights["text_gate_up"], case.weights["text_down"])
-
-
-def torch_calls(case: Case) -> dict[str, Call]:
-    """What PyTorch computes, by name."""
-    indices = {"visual": case.index(True), "text": case.index(False)}
-    return {"both": lambda: both(case), "gather": lambda: gather(case, indices), "dense": lambda: dense(case)}
-
-
-def our_call(case: Case, text: str, kernels: Kernels) -> Call:
-    """Our kernels on the same tensors, with the text expert in a format of ``FORMATS``."""
-    rows, hidden = case.rows.shape
-    inter = case.weights["text_down"].shape[1]
-    problem = Problem(FUSED_MOE, rows, hidden, inter, type="bfloat16", text=FORMATS[text])
-    size = kernels.workspace(problem)
-    output = torch.empty_like(case.rows)
-    held = {
-        "hidden_states": case.rows,
-        "visual_mask": case.mask,
-        "output": output,
-        "workspace": torch.empty(size, dtype=torch.uint8, device=case.rows.device),
-        **case.weights,
-    }
-    if text != "bf16":
-        parts = ("", ".scale", ".input_scale")[: 3 if text == "w8a8" else 2]
-        held |= {name + part: case.quantized[name + part] for name in ("text_gate_up", "text_down") for part in parts}
-    params = kernels.params(problem, {name: tensor.data_ptr() for name, tensor in held.items()}, size)
-
-    def call() -> Tensor:
-        held["output"]  # what the struct points to lives as long as this function
-        stream = torch.cuda.current_stream().cuda_stream if output.is_cuda else 0
-        status = kernels.call(problem, params, stream)
-        if status != SUCCESS:
-            raise MonoedgeError(f"the kernels returned CUDA error {status} for {problem}")
-        return output
-
-    return call
+def make_case(rows: int, experts: Experts) -> Case:
+    """Rows of one image span of whole tiles with text behind it, for a layer."""
+    weight = experts.weights["text_gate_up"]
+    generator = torch.Generator(weight.device).manual_seed(rows)
+    values = torch.randn((rows, weight.shape[1]), generator=generator, device=weight.device)
+    mask = torch.arange(rows, device=weight.device) < visual_rows(rows)
+    return Case(values.to(weight.dtype), mask, experts)
 
 
 # Right before fast ----------------------------------------------------------------------------------------------------
@@ -163,11 +106,11 @@ def expected(case: Case, text: str) -> Tensor:
         chosen = rows[index]
         for name in ("gate_up", "down"):
             key = f"{expert}_{name}"
-            weight = case.weights[key].float()
+            weight = case.experts.weights[key].float()
             if quantized:
-                weight = case.quantized[key].float() * case.quantized[f"{key}.scale"][:, None]
+                weight = case.experts.quantized[key].float() * case.experts.quantized[f"{key}.scale"][:, None]
                 if text == "w8a8":
-                    step = case.quantized[f"{key}.input_scale"]
+                    step = case.experts.quantized[f"{key}.input_scale"]
                     chosen = (chosen / step).round().clamp(-128, 127) * step
             chosen = F.linear(chosen, weight)
             if name == "gate_up":
@@ -184,7 +127,7 @@ def check(case: Case, text: str, name: str, got: Tensor) -> None:
         MonoedgeError: it is wrong.
     """
     if name == "dense":
-        case = Case(case.rows, torch.zeros_like(case.mask), case.weights, case.quantized)
+        case = Case(case.rows, torch.zeros_like(case.mask), case.experts)
     right = expected(case, text)
     error = float((got.float() - right).square().mean().sqrt() / right.square().mean().sqrt())
     # Written so that NaN fails.
@@ -196,10 +139,17 @@ def check(case: Case, text: str, name: str, got: Tensor) -> None:
 
 
 def weight_bytes(case: Case, text: str) -> int:
-    """Bytes of weights that a call must read: those of the experts that have rows."""
+    """Bytes of weights that a layer must read: those of the experts that have rows."""
     used = [expert for expert, visual in (("text", False), ("visual", True)) if len(case.index(visual))]
     return sum(
-        (case.quantized if expert == "text" and text != "bf16" else case.weights)[f"{expert}_{name}"].nbytes
-        for expert in used
-        for name in ("gate_up", "down")
+        _weight(case.experts, f"{expert}_{name}", text).nbytes for expert in used for name in ("gate_up", "down")
     )
+
+
+def down_bytes(experts: Experts, text: str) -> int:
+    """The same of the text expert's ``down`` alone."""
+    return _weight(experts, "text_down", text).nbytes
+
+
+def _weight(experts: Experts, key: str, text: str) -> Tensor:
+    return (experts.quantized if text != "bf16" and key in experts.quantized else experts.weights)[key]

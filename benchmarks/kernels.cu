@@ -3,6 +3,7 @@
 //
 //   nvcc -std=c++17 -O3 -arch=native -I plugins_trt/core benchmarks/kernels.cu plugins_trt/core/*.cu -o build/kernels
 //   build/kernels
+//   build/kernels bf16 2900    # runs three layers of this format and so many rows, and times nothing: for profilers
 //
 // A CUDA graph runs as many layers as it takes to have four times the L2 cache in weights, so that weights come from
 // memory as they do in a model; the time is the median of 20 replays, divided by the layers. Left out: everything but
@@ -15,6 +16,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <iterator>
 #include <vector>
 
 namespace
@@ -140,40 +143,76 @@ float medianMicroseconds(cudaGraphExec_t graph, cudaStream_t stream)
     return times[3 + kReplays / 2];
 }
 
-/// Text is in the case's format, the visual expert in bf16, as in a quantized bundle.
+/// The layers of a case. Text is in the case's format, the visual expert in bf16, as in a quantized bundle.
+class Layers
+{
+public:
+    Layers(Case const& now, int layers)
+        : mCase{now}
+        , mVisual{makeExpert(Format::kBFloat16)}
+    {
+        for (int i = 0; i < layers; ++i)
+        {
+            mTexts.push_back(makeExpert(now.format));
+        }
+        std::vector<char> mask(static_cast<std::size_t>(now.rows), 0);
+        std::fill_n(mask.begin(), now.visualRows, 1);
+        mMask = allocate(mask.size() + 1);
+        check(cudaMemcpy(mMask, mask.data(), mask.size(), cudaMemcpyHostToDevice));
+        mInput = allocate(2 * now.rows * kHidden);
+        mOutput = allocate(2 * now.rows * kHidden);
+        mWorkspaceSize = monoedge::fusedMoeWorkspace(now.rows, kHidden, kInter);
+        mWorkspace = allocate(mWorkspaceSize);
+        check(cudaDeviceSynchronize());
+    }
+
+    Layers(Layers const&) = delete;
+    Layers& operator=(Layers const&) = delete;
+
+    ~Layers()
+    {
+        std::for_each(mTexts.begin(), mTexts.end(), release);
+        release(mVisual);
+        for (void* const pointer : {mMask, mInput, mOutput, mWorkspace})
+        {
+            check(cudaFree(pointer));
+        }
+    }
+
+    void enqueue(cudaStream_t stream) const
+    {
+        for (Expert const& text : mTexts)
+        {
+            monoedge::FusedMoeParams const params{monoedge::Type::kBFloat16, mCase.rows, kHidden, kInter, mInput,
+                static_cast<bool const*>(mMask), text.gateUp, text.down, mVisual.gateUp, mVisual.down, mOutput,
+                mWorkspace, mWorkspaceSize};
+            check(monoedge::fusedMoe(params, stream));
+        }
+    }
+
+private:
+    Case mCase;
+    Expert mVisual;
+    std::vector<Expert> mTexts;
+    void* mMask;
+    void* mInput;
+    void* mOutput;
+    void* mWorkspace;
+    std::size_t mWorkspaceSize;
+};
+
 void measure(Case const& now, int l2Bytes, cudaStream_t stream)
 {
     std::int64_t const textBytes = (now.format == Format::kBFloat16 ? 2 : 1) * 3 * kHidden * kInter;
-    int const layers = static_cast<int>(std::max<std::int64_t>(4, 4 * std::int64_t{l2Bytes} / textBytes));
-    std::vector<Expert> texts;
-    for (int i = 0; i < layers; ++i)
-    {
-        texts.push_back(makeExpert(now.format));
-    }
-    Expert const visual = makeExpert(Format::kBFloat16);
-    std::vector<char> mask(static_cast<std::size_t>(now.rows), 0);
-    std::fill_n(mask.begin(), now.visualRows, 1);
-    void* const deviceMask = allocate(mask.size() + 1);
-    check(cudaMemcpy(deviceMask, mask.data(), mask.size(), cudaMemcpyHostToDevice));
-    void* const input = allocate(2 * now.rows * kHidden);
-    void* const output = allocate(2 * now.rows * kHidden);
-    std::size_t const workspaceSize = monoedge::fusedMoeWorkspace(now.rows, kHidden, kInter);
-    void* const workspace = allocate(workspaceSize);
-    check(cudaDeviceSynchronize());
-
+    int const count = static_cast<int>(std::max<std::int64_t>(4, 4 * std::int64_t{l2Bytes} / textBytes));
+    Layers const layers{now, count};
     cudaGraph_t graph;
     check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-    for (Expert const& text : texts)
-    {
-        monoedge::FusedMoeParams const params{monoedge::Type::kBFloat16, now.rows, kHidden, kInter, input,
-            static_cast<bool const*>(deviceMask), text.gateUp, text.down, visual.gateUp, visual.down, output, workspace,
-            workspaceSize};
-        check(monoedge::fusedMoe(params, stream));
-    }
+    layers.enqueue(stream);
     check(cudaStreamEndCapture(stream, &graph));
     cudaGraphExec_t executable;
     check(cudaGraphInstantiate(&executable, graph, 0));
-    double const microseconds = medianMicroseconds(executable, stream) / layers;
+    double const microseconds = medianMicroseconds(executable, stream) / count;
 
     double const weightBytes
         = (now.rows > now.visualRows ? textBytes : 0) + (now.visualRows > 0 ? 6.0 * kHidden * kInter : 0);
@@ -181,21 +220,45 @@ void measure(Case const& now, int l2Bytes, cudaStream_t stream)
     std::printf("| %s | %lld | %lld | %.1f | %.0f | %.1f |\n", nameOf(now.format), static_cast<long long>(now.rows),
         static_cast<long long>(now.visualRows), microseconds, weightBytes / microseconds / 1e3,
         operations / microseconds / 1e6);
-
+    std::fflush(stdout);
     check(cudaGraphExecDestroy(executable));
     check(cudaGraphDestroy(graph));
-    std::for_each(texts.begin(), texts.end(), release);
-    release(visual);
-    for (void* const pointer : {deviceMask, input, output, workspace})
+}
+
+constexpr Format kFormats[]{Format::kBFloat16, Format::kW8A16, Format::kW8A8};
+
+/// Whole tiles of a picture and at least a row of text behind them.
+std::int64_t visualRowsOf(std::int64_t rows)
+{
+    return (rows - 1) / 256 * 256;
+}
+
+int runForProfilers(char const* name, char const* rowsText, cudaStream_t stream)
+{
+    std::int64_t const rows = std::atoll(rowsText);
+    auto const* const format = std::find_if(
+        std::begin(kFormats), std::end(kFormats), [&](Format each) { return std::strcmp(nameOf(each), name) == 0; });
+    if (format == std::end(kFormats) || rows < 1)
     {
-        check(cudaFree(pointer));
+        std::fprintf(stderr, "error: expected bf16, w8a16 or w8a8, and a number of rows\n");
+        return 2;
     }
+    Layers const layers{{*format, rows, visualRowsOf(rows)}, 3};
+    layers.enqueue(stream);
+    check(cudaStreamSynchronize(stream));
+    return 0;
 }
 
 } // namespace
 
-int main()
+int main(int argc, char** argv)
 {
+    cudaStream_t stream;
+    check(cudaStreamCreate(&stream));
+    if (argc == 3)
+    {
+        return runForProfilers(argv[1], argv[2], stream);
+    }
     cudaDeviceProp properties;
     check(cudaGetDeviceProperties(&properties, 0));
     std::printf("%s, SM %d.%d, %d multiprocessors, %d MB of L2; FusedMoE, hidden %lld, inter %lld\n\n", properties.name,
@@ -203,14 +266,11 @@ int main()
         static_cast<long long>(kHidden), static_cast<long long>(kInter));
     std::printf("| text expert | rows | of them visual | µs | GB/s of weights | TFLOP/s |\n");
     std::printf("| --- | ---: | ---: | ---: | ---: | ---: |\n");
-    cudaStream_t stream;
-    check(cudaStreamCreate(&stream));
-    for (Format const format : {Format::kBFloat16, Format::kW8A16, Format::kW8A8})
+    for (Format const format : kFormats)
     {
-        for (Case const& now : {Case{format, 1, 0}, Case{format, 8, 0}, Case{format, 16, 0}, Case{format, 64, 0},
-                 Case{format, 300, 256}, Case{format, 1024, 0}, Case{format, 3400, 3328}})
+        for (std::int64_t const rows : {1, 8, 16, 64, 320, 1280, 2900})
         {
-            measure(now, properties.l2CacheSize, stream);
+            measure({format, rows, visualRowsOf(rows)}, properties.l2CacheSize, stream);
         }
     }
     check(cudaStreamDestroy(stream));
