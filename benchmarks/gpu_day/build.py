@@ -64,6 +64,8 @@ def compile_all(commands: list[list[str]], at_once: bool) -> None:
         MonoedgeError: one of them failed; what it says is above.
     """
     environment = {**os.environ, "CUDAFLAGS": "-lineinfo", "PYTHONPATH": str(ROOT)}
+    if shutil.which("make") is None and shutil.which("ninja"):
+        environment["CMAKE_GENERATOR"] = "Ninja"
     processes = []
     for command in commands:
         print(shlex.join(command), flush=True)

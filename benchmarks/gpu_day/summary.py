@@ -17,6 +17,9 @@ PASSED, FAILED, TIMED_OUT, SKIPPED, CUT_OFF = "passed", "failed", "timed out", "
 
 FINAL = (PASSED, FAILED, TIMED_OUT)
 BUILT = "built"
+MOST_ARCHIVED = 15 << 20
+"""Bytes of the archive of results; beyond, the reports of profiles stay behind, whose text is there."""
+
 TAIL = 20
 """Lines of a failed step's log that the page shows."""
 
@@ -76,7 +79,9 @@ class Summary:
             self._copy.mkdir(parents=True, exist_ok=True)
             for file in (self._file, self.out / "summary.md"):
                 _write(self._copy / file.name, file.read_text(encoding="utf-8"))
-            _archive(self.out, self._copy / "results.tar.gz")
+            target = self._copy / "results.tar.gz"
+            if _archive(self.out, target) > MOST_ARCHIVED:
+                _archive(self.out, target, without=(".ncu-rep",))
 
     def log(self, name: str) -> Path:
         """Where a step's output goes."""
@@ -119,11 +124,12 @@ def _write(file: Path, text: str) -> None:
     partial.replace(file)
 
 
-def _archive(folder: Path, target: Path) -> None:
-    """All of a results folder but what was compiled, which the next call compiles again."""
+def _archive(folder: Path, target: Path, without: tuple[str, ...] = ()) -> int:
+    """All of a results folder but what was compiled, which the next call compiles again; returns the bytes."""
     partial = target.with_name(f".{target.name}.partial")
     with tarfile.open(partial, "w:gz") as archive:
         for file in sorted(folder.iterdir()):
-            if file.name != BUILT and not file.name.startswith("."):
+            if file.name != BUILT and not file.name.startswith(".") and file.suffix not in without:
                 archive.add(file, file.name)
     partial.replace(target)
+    return target.stat().st_size

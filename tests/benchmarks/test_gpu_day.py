@@ -149,6 +149,17 @@ def test_a_foreign_summary_is_left_alone(tmp_path: Path) -> None:
         day(tmp_path, [])
 
 
+def test_profiles_stay_behind_where_results_grow_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, copy = tmp_path / "out", tmp_path / "copy"
+    chosen = [step("profiles", f"cd {out}; head -c 300000 /dev/urandom > a.ncu-rep; echo text > a.txt")]
+    for most, names in ((1 << 20, {"a.ncu-rep", "a.txt"}), (1 << 17, {"a.txt"})):
+        monkeypatch.setattr("benchmarks.gpu_day.summary.MOST_ARCHIVED", most)
+        out.mkdir(exist_ok=True)
+        assert [*Day(chosen, Summary(out, chosen, copy), 60, "a GPU", "").run(["profiles"])]
+        with tarfile.open(copy / "results.tar.gz") as archive:
+            assert set(archive.getnames()) == names | {"profiles.log", "summary.json", "summary.md"}
+
+
 # The command ----------------------------------------------------------------------------------------------------------
 
 
