@@ -111,14 +111,15 @@ class Day:
         self._summary.note(step.name, record)
         began = monotonic()
         code = _bounded(step.command, self._summary.log(step.name), min(step.limit, rest))
+        said = self._summary.last_line(step.name)
         if code is None:
             final = rest >= step.limit or record.tries >= TRIES
             outcome = TIMED_OUT if final else CUT_OFF
+        elif code == 0:
+            outcome = PASSED if step.shown_by in said else SKIPPED
         else:
-            outcome = FAILED if code else PASSED
-        record = replace(
-            record, outcome=outcome, exit=code, seconds=monotonic() - began, said=self._summary.last_line(step.name)
-        )
+            outcome = FAILED
+        record = replace(record, outcome=outcome, exit=code, seconds=monotonic() - began, said=said)
         self._summary.note(step.name, record)
         return record
 

@@ -29,6 +29,7 @@ class Step:
         instead: what shows part of the same where it is skipped.
         gpu: whether it needs one.
         always: whether each call runs it anew.
+        shown_by: what its last line has where it showed something: tests that are all skipped show nothing.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Step:
     instead: str = ""
     gpu: bool = True
     always: bool = False
+    shown_by: str = ""
 
 
 SANITIZERS = {
@@ -103,6 +105,7 @@ def steps(out: Path, architecture: str | None, headers: Path | None) -> list[Ste
             programs=("nvcc",),
             packages=("pytest", "torch", *numeric),
             instead="kernels-all",
+            shown_by=" passed",
         ),
         Step(
             "build-plugin",
@@ -195,5 +198,6 @@ def steps(out: Path, architecture: str | None, headers: Path | None) -> list[Ste
             packages=("tensorrt", "pycuda", "pytest", "torch", "onnx"),
             files=(library, ROOT / TENSORRT_TESTS, ROOT / "tests/data/golden"),
             instead="plugin, device",
+            shown_by=" passed",
         ),
     ]

@@ -143,6 +143,15 @@ def test_what_is_missing_is_named_and_looked_for_again(tmp_path: Path) -> None:
     assert outcomes_and_reasons(tmp_path, chosen[2:], "a GPU") == {"file": ("passed", ""), "gpu": ("passed", "")}
 
 
+def test_tests_that_are_all_skipped_show_nothing(tmp_path: Path) -> None:
+    chosen = [step("tests", "echo === 356 skipped in 1 s ===", shown_by=" passed")]
+    for _ in range(2):
+        assert outcomes(tmp_path, chosen) == {"tests": "skipped"}
+    assert record_of(tmp_path, "tests")["said"] == "356 skipped in 1 s"
+    chosen = [step("tests", "echo === 3 passed, 353 skipped in 1 s ===", shown_by=" passed")]
+    assert outcomes(tmp_path, chosen) == {"tests": "passed"}
+
+
 def test_a_foreign_summary_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text('{"steps": {"machine": 3}}')
     with pytest.raises(MonoedgeError, match="is no summary of a GPU day: name another folder"):
