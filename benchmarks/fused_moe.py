@@ -60,6 +60,9 @@ LAYERS = 24
 MOST_APART = 0.2
 """What results of a chain may differ by: each layer squares what goes in, and so doubles what rounding did before."""
 
+COPIED = 512 << 20
+"""Bytes whose copy bounds reading."""
+
 LARGE = 8192
 """Rows, columns and depth of the product whose rate bounds operations."""
 
@@ -109,9 +112,9 @@ def timed(call: Call, repeats: int, layers: int = 1) -> Times:
     return Times.of([1000 * begin.elapsed_time(end) / layers for begin, end in events[3:]])
 
 
-def copy_bandwidth(repeats: int) -> float:
-    """Bytes a second that a copy of 512 MiB reads and writes together."""
-    source = torch.ones(512 << 20, dtype=torch.uint8, device="cuda")
+def copy_bandwidth(repeats: int, device: str = "cuda") -> float:
+    """Bytes a second that a large copy reads and writes together."""
+    source = torch.ones(COPIED, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
 
     def copy() -> Tensor:
@@ -120,9 +123,9 @@ def copy_bandwidth(repeats: int) -> float:
     return 2 * source.nbytes / (timed(copy, repeats).median / 1e6)
 
 
-def product_rates(repeats: int) -> dict[str, float]:
+def product_rates(repeats: int, device: str = "cuda") -> dict[str, float]:
     """Operations a second of one large product by cuBLAS, in bf16 and in INT8."""
-    a, b = (torch.randn(LARGE, LARGE, device="cuda").bfloat16() for _ in range(2))
+    a, b = (torch.randn(LARGE, LARGE, device=device).bfloat16() for _ in range(2))
     whole = [(10 * matrix).clamp(-127, 127).to(torch.int8) for matrix in (a, b)]
     calls: dict[str, Call] = {"bf16": lambda: a @ b.T, "int8": lambda: torch._int_mm(whole[0], whole[1].T)}
     return {name: 2 * LARGE**3 / (timed(call, repeats).median / 1e6) for name, call in calls.items()}
@@ -159,7 +162,7 @@ def measure(
         result["torch"][name] = timed(torch_chain(cases, layer, layers), repeats, layers)
     # These begin with the rows in each layer: there is nothing between that would keep results of one size.
     result["torch"]["products"] = timed(in_turn([partial(products, case) for case in cases], layers), repeats, layers)
-    product = torch.randn(rows, INTER, device="cuda").bfloat16()
+    product = torch.randn(rows, INTER, device=first.rows.device).bfloat16()
     downs = [partial(torch_down, each, product) for each in experts]
     result["torch"]["down"] = timed(in_turn(downs, layers), repeats, layers)
     for text in formats:

@@ -125,6 +125,36 @@ def test_times() -> None:
     assert str(times) == "6.0 (2.0 … 10.0)"
 
 
+def test_everything_but_the_clock_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Each call that would be timed is made, on emulated kernels, and takes 100 µs a layer."""
+    made = []
+
+    def timed(call: calls.Call, repeats: int, layers: int = 1) -> fused_moe.Times:
+        made.append(layers)
+        assert bool(torch.isfinite(call()).all())
+        return fused_moe.Times(100.0, 90.0, 110.0)
+
+    for name, value in {"timed": timed, "HIDDEN": HIDDEN, "INTER": INTER, "COPIED": 1000, "LARGE": 32}.items():
+        monkeypatch.setattr(fused_moe, name, value)
+    kernels = build_for_cpu(tmp_path_factory.getbasetemp())
+    ceilings = fused_moe.Ceilings(fused_moe.copy_bandwidth(5, "cpu"), fused_moe.product_rates(5, "cpu"))
+    assert ceilings.bandwidth == pytest.approx(2000 / 1e-4)
+    assert ceilings.rates == pytest.approx(dict.fromkeys(("bf16", "int8"), 2 * 32**3 / 1e-4))
+    experts = [cases.make_experts(HIDDEN, INTER, "cpu", seed=seed) for seed in range(3)]
+    results = [fused_moe.measure(rows, list(cases.FORMATS), kernels, experts, ceilings, 5, 7) for rows in (1, 300)]
+    # A copy and two products; then four of PyTorch's ways and its down, ours and our down in three formats.
+    assert made == [1] * 3 + [7] * 2 * (5 + 2 * 3)
+    assert [result["visual_rows"] for result in results] == [0, 256]
+    whole, down = 3 * HIDDEN * INTER, HIDDEN * INTER
+    assert results[0]["bound"]["w8a16"] == pytest.approx(1e6 * whole / ceilings.bandwidth)
+    assert results[1]["bound"]["w8a8"] == pytest.approx(1e6 * 300 * 2 * whole / ceilings.rates["bf16"])
+    assert results[1]["down"]["bf16"]["bound"] == pytest.approx(1e6 * 300 * 2 * down / ceilings.rates["bf16"])
+    assert fused_moe.table(results).count("100.0 (90.0 … 110.0)") == 2 * 3 * (5 + 2)
+    json.dumps(results, default=vars)
+
+
 def test_bounds() -> None:
     ceilings = fused_moe.Ceilings(bandwidth=1e12, rates={"bf16": 1e14, "int8": 2e14})
     assert ceilings.bound(100_000_000, {"bf16": 1e9}) == pytest.approx(100)
