@@ -13,6 +13,7 @@ import pytest
 import runtime
 
 from ..runtime.backends.tensorrt.host_model import open_on_engines
+from ..runtime.images.test_frames import Enqueued
 from ..runtime.test_golden import GOLDEN
 from .driver_reports import Driver
 
@@ -28,7 +29,7 @@ class Executor:
     """Lets engines compute in the stream of a device."""
 
     def __init__(self, stream: int, failures: list[BaseException]) -> None:
-        self._driver, self._stream, self._failures = Driver(), stream, failures
+        self._driver, self.stream, self._failures = Driver(), stream, failures
 
     def require_entered(self) -> None:
         """The driver says it."""
@@ -41,7 +42,7 @@ class Executor:
                 self._failures.append(error)
 
         _functions.append(_FUNCTION(run))
-        status = self._driver.library.cuLaunchHostFunc(ctypes.c_void_p(self._stream), _functions[-1], None)
+        status = self._driver.library.cuLaunchHostFunc(ctypes.c_void_p(self.stream), _functions[-1], None)
         assert status == 0, status
 
     def at(self, address: int, size: int) -> np.ndarray:
@@ -51,14 +52,20 @@ class Executor:
 
 @pytest.fixture
 def open_model() -> Iterator[Callable[..., runtime.Model]]:
-    """Opens a bundle; what engines found wrong while they computed fails the test at its end."""
+    """Opens a bundle, with the kernel for pictures in device memory if it gets a folder to compile that in.
+
+    What engines found wrong while they computed fails the test at its end.
+    """
     from runtime.backends.cuda.pycuda import PyCudaDevice
 
     failures: list[BaseException] = []
 
-    def open_model(bundle: Path, **options: Any) -> runtime.Model:
+    def open_model(bundle: Path, kernel: Path | None = None) -> runtime.Model:
         device = PyCudaDevice()
-        return open_on_engines(bundle, device, Executor(device.stream, failures), **options)
+        executor = Executor(device.stream, failures)
+        if kernel is None:
+            return open_on_engines(bundle, device, executor)
+        return open_on_engines(bundle, device, executor, open_resize=lambda: Enqueued(executor, kernel))
 
     yield open_model
     _functions.clear()

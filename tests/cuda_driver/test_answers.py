@@ -11,7 +11,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from ..runtime.backends.tensorrt.host_device import HostExecution
 from ..runtime.backends.tensorrt.host_model import require_official_answer
@@ -24,6 +26,21 @@ from .threads import in_threads
 @pytest.mark.parametrize("name", CASES)
 def test_answers_as_the_official_code(open_model: Any, one_decoder_bundle: Path, name: str) -> None:
     require_official_answer(open_model(one_decoder_bundle), name)
+
+
+def test_a_picture_that_pycuda_has(open_model: Any, tiny_v1_bundle: Path, tmp_path: Path) -> None:
+    """An array of PyCUDA's, as another library of the process would hand it over: it tells of itself by CUDA's array
+    interface. The kernel that makes tiles of it is ours, compiled for a CPU."""
+    from pycuda import gpuarray
+
+    model = open_model(tiny_v1_bundle, kernel=tmp_path)
+    picture = np.asarray(Image.open(PICTURE).convert("RGB"))
+    expected = model.session(picture, QUESTION, max_tiles=2, max_new_tokens=8).text
+    with model.backend.device:
+        frame = gpuarray.to_gpu(picture)
+        session = model.session(frame, QUESTION, max_tiles=2, max_new_tokens=8)
+        assert session.text == expected
+        del session, frame
 
 
 def test_tokens_by_one_graph_and_one_wait_each(open_model: Any, tiny_v1_bundle: Path, driver: Driver) -> None:
