@@ -19,11 +19,10 @@ import numpy.typing as npt
 
 from runtime.backends import Array
 from runtime.backends.cuda.device import Device, Resource, released_on_failure
-from runtime.backends.tensorrt.call import Call
 from runtime.backends.tensorrt.engine import Engine, Execution
 from runtime.backends.tensorrt.pixels import Resize, Tiler
 from runtime.backends.tensorrt.plan import DecoderLayout, VisionLayout
-from runtime.backends.tensorrt.sequence import SequenceMemory
+from runtime.backends.tensorrt.sequence import Call, SequenceMemory
 from runtime.backends.tensorrt.vision import Vision
 from runtime.errors import BackendError
 from runtime.images.frames import DeviceImage, DevicePixels

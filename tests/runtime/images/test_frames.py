@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 import runtime
-from runtime.backends.cuda.device import to_format
 from runtime.backends.tensorrt.pixels import ResizeParams, open_resize
+from runtime.bundle.manifest import to_format
 from runtime.images.frames import device_frame, is_device_frame
 from runtime.images.preprocess import ImageProcessor
 from runtime.images.resampling import Filter, across_first, bicubic
