@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -269,6 +270,12 @@ def test_steps_are_in_order_of_worth_and_need_only_earlier_ones(tmp_path: Path) 
         assert {file for file in each.files if file.is_relative_to(tmp_path)} <= made, each.name
         made |= set(each.makes)
         assert set(each.instead.split(", ")) - {""} <= set(names), each.name
+
+
+def test_the_page_has_each_step_and_its_limit(tmp_path: Path) -> None:
+    section = (ROOT / "docs/benchmarks.md").read_text().split("## GPU day")[1]
+    rows = re.findall(r"^\| `([\w-]+)` \| .* \| (\d+) \|$", section, re.M)
+    assert rows == [(each.name, str(each.limit)) for each in steps(tmp_path, None, None)]
 
 
 @pytest.mark.parametrize(
