@@ -60,11 +60,18 @@ class Day:
         self._gpu, self._sources = gpu, sources
 
     def is_done(self, step: Step) -> bool:
-        """Whether a step has a result that stands: what is compiled has to be there still."""
+        """Whether a step has a result that stands.
+
+        What is compiled has to be there still, of these sources and for this GPU. A failure of other sources may be
+        mended; what other sources passed stands.
+        """
         record = self._summary.records.get(step.name)
         if step.always or record is None or record.outcome not in FINAL:
             return False
-        return record.outcome != PASSED or all(file.exists() for file in step.makes)
+        is_of_these = record.sources == self._sources
+        if step.makes and record.outcome == PASSED:
+            return is_of_these and record.gpu == (self._gpu or "") and all(file.exists() for file in step.makes)
+        return is_of_these or record.outcome == PASSED
 
     def missing(self, step: Step) -> str | None:
         """Why a step cannot run here."""

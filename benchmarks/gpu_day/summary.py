@@ -91,13 +91,19 @@ class Summary:
         """Markdown: a row a step, the ends of what failed, and the tables that steps printed."""
         lines = ["# GPU day", "", "| step | outcome | seconds | says | proves |", "| --- | --- | ---: | --- | --- |"]
         shown = [step for step in self._steps if step.name in self.records]
+        found = {
+            kind: sorted({value for record in self.records.values() if (value := getattr(record, kind))})
+            for kind in ("gpu", "sources")
+        }
         for step in self._steps:
             record = self.records.get(step.name, Record("not begun"))
-            cells = (step.name, record.outcome, f"{record.seconds:.0f}", record.said.replace("|", "\\|"), step.proves)
+            # Said of each step only where they are not all of one.
+            of = [getattr(record, kind) for kind, values in found.items() if len(values) > 1 and getattr(record, kind)]
+            outcome = " of ".join((record.outcome, *of))
+            cells = (step.name, outcome, f"{record.seconds:.0f}", record.said.replace("|", "\\|"), step.proves)
             lines.append(f"| {' | '.join(cells)} |")
-        for kind in ("gpu", "sources"):
-            found = sorted({value for record in self.records.values() if (value := getattr(record, kind))})
-            lines += ["", f"{kind}: {', '.join(found) or 'unknown'}"]
+        for kind, values in found.items():
+            lines += ["", f"{kind}: {', '.join(values) or 'unknown'}"]
         for step in shown:
             record, text = self.records[step.name], self._lines(step.name)
             if record.outcome in (FAILED, TIMED_OUT, CUT_OFF):

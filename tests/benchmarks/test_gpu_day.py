@@ -122,6 +122,24 @@ def test_results_are_kept_by_later_calls(tmp_path: Path) -> None:
     assert (tmp_path / "count").read_text() == "x\nx\n"
 
 
+def test_other_sources_are_compiled_again_and_try_again_what_failed(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    chosen = [step("passes", "true"), step("makes", f"touch {made}", makes=(made,)), step("fails", "false")]
+
+    def run(gpu: str, sources: str) -> list[str]:
+        tmp_path.mkdir(exist_ok=True)
+        return [each.name for each, _ in Day(chosen, Summary(tmp_path, chosen), 60, gpu, sources).run()]
+
+    assert run("a GPU", "before") == ["passes", "makes", "fails"]
+    assert run("a GPU", "before") == []
+    assert run("a GPU", "after") == ["makes", "fails"]
+    page = (tmp_path / "summary.md").read_text()
+    assert "| passes | passed of before | 0 |" in page
+    assert "| fails | failed of after | 0 |" in page
+    assert run("another GPU", "after") == ["makes"]
+    assert "| makes | passed of another GPU of after | 0 |" in (tmp_path / "summary.md").read_text()
+
+
 def outcomes_and_reasons(out: Path, chosen: Sequence[Step], gpu: str | None) -> dict[str, tuple[str, str]]:
     return {step.name: (record.outcome, record.said) for step, record in day(out, chosen, gpu=gpu).run()}
 
