@@ -79,6 +79,10 @@ class Checker(ast.NodeVisitor):
             self.private.remove(found)
             self.function(found)
 
+    def follow(self, statements: list[ast.stmt]) -> None:
+        for statement in statements:
+            self.visit(statement)
+
     def complain(self, node: ast.AST, what: str) -> None:
         self.wrong.append(f"{self.file}:{getattr(node, 'lineno', 0)}: {what}")
 
@@ -121,12 +125,13 @@ class Checker(ast.NodeVisitor):
         bases = [self.visit(base) for base in node.bases]
         ours = [base for base in bases if isinstance(base, type)]
         self.classes += ours
-        for statement in node.body:
-            self.visit(statement)
+        self.follow(node.body)
         del self.classes[len(self.classes) - len(ours) :]
 
     def visit_Name(self, node: ast.Name) -> Any:
         self.used.add(node.id)
+        if isinstance(node.ctx, ast.Store):  # of a loop: assignments do not come here
+            self.names.pop(node.id, None)
         return self.names.get(node.id)
 
     def visit_Assign(self, node: ast.Assign) -> None:
@@ -149,20 +154,8 @@ class Checker(ast.NodeVisitor):
                 if found is not None and getattr(found, "fset", None) is None:
                     self.complain(target, f"{owner.__name__}.{target.attr} cannot be set")
 
-    def visit_NamedExpr(self, node: ast.NamedExpr) -> Any:
-        self.names[node.target.id] = found = self.visit(node.value)
-        return found
-
     def visit_IfExp(self, node: ast.IfExp) -> Any:
         return [self.visit(node.test), self.visit(node.orelse), self.visit(node.body)][-1]
-
-    def visit_For(self, node: ast.For) -> None:
-        self.visit(node.iter)
-        for name in ast.walk(node.target):
-            if isinstance(name, ast.Name):
-                self.names.pop(name.id, None)
-        for statement in node.body:
-            self.visit(statement)
 
     # What is not in every TensorRT ------------------------------------------------------------------------------------
 
@@ -171,8 +164,7 @@ class Checker(ast.NodeVisitor):
         if there is None:
             self.visit(node.test)
         for statements, followed in ((node.body, there is not False), (node.orelse, there is not True)):
-            for statement in statements if followed else ():
-                self.visit(statement)
+            self.follow(statements if followed else [])
 
     def there(self, test: ast.expr) -> bool | None:
         """Whether a condition about TensorRT holds here; None where it is about something else."""
@@ -239,8 +231,7 @@ class Checker(ast.NodeVisitor):
     def returned(self, method: Method) -> Any:
         name = method.name.rpartition(".")[2]
         found = re.search(rf"\b{name}\(.*\) -> ([\w.]+)", method.text)
-        path = RETURNS.get(name) or (found[1].partition(f"{self.trt.__name__.split('.')[-1]}.")[2] if found else "")
-        path = path or (found[1].rpartition(".")[2] if found else "")
+        path = RETURNS.get(name) or (found[1].rpartition(".")[2] if found else "")
         return self.named(path) if path else None
 
     def fits(self, node: ast.AST, method: Method, given: list[Any], keywords: dict[Any, Any]) -> None:
@@ -291,14 +282,14 @@ def _parameters(text: str) -> list[tuple[str, str, bool]]:
 
 def check(trt: ModuleType, target: object, code: dict[str, str]) -> dict[str, Any]:
     """Checks files, given by name and text."""
-    checked, absent, wrong = set[str](), set[str](), list[str]()
-    for file, text in code.items():
-        checker = Checker(trt, target, file)
+    checkers = [Checker(trt, target, file) for file in code]
+    for checker, text in zip(checkers, code.values(), strict=True):
         checker.check(text)
-        checked |= checker.checked
-        absent |= checker.absent
-        wrong += checker.wrong
-    return {"version": trt.__version__, "checked": sorted(checked), "absent": sorted(absent), "wrong": wrong}
+    checked, absent = (
+        sorted(set().union(*(getattr(checker, kind) for checker in checkers))) for kind in ("checked", "absent")
+    )
+    wrong = [line for checker in checkers for line in checker.wrong]
+    return {"version": trt.__version__, "checked": checked, "absent": absent, "wrong": wrong}
 
 
 if __name__ == "__main__":
