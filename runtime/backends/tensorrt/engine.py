@@ -76,9 +76,11 @@ class Engine:
 
     def __init__(self, tensorrt: TensorRT, engine: Any, device: Device, cache_file: RuntimeCacheFile) -> None:
         self.info = plan_info(tensorrt.trt, engine)
-        self._tensorrt, self._engine, self._device = tensorrt, engine, device
-        self._cache_file, self._kept = cache_file, b""
+        # They go in this order: TensorRT's objects must not outlive what made them.
         self._cache: Any = None
+        self._configs: dict[bool, Any] = {}
+        self._engine, self._tensorrt, self._device = engine, tensorrt, device
+        self._cache_file, self._kept = cache_file, b""
         self._ran: set[tuple[int, bool]] = set()
 
     def execution(self, profile: int, scratch: Memory, static: bool) -> Execution:
@@ -92,7 +94,9 @@ class Engine:
         """
         with self._tensorrt.listening():
             if hasattr(self._engine, "create_runtime_config"):
-                context = self._engine.create_execution_context(self._config(static))
+                if static not in self._configs:
+                    self._configs[static] = self._config(static)
+                context = self._engine.create_execution_context(self._configs[static])
             else:  # TensorRT 10.3
                 strategies = self._tensorrt.trt.ExecutionContextAllocationStrategy
                 context = self._engine.create_execution_context(strategies.USER_MANAGED)

@@ -69,7 +69,7 @@ class Nvinfer:
 
     @property
     def live(self) -> int:
-        """How many runtimes, engines and contexts there are."""
+        """How many runtimes, engines, contexts and configurations there are."""
         return int(self._library.nvinferLive())
 
     @property

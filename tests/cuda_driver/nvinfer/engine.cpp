@@ -24,9 +24,9 @@ Engine::Engine(ILogger* logger_, Plan plan_)
 
 Engine::~Engine()
 {
-    if (nbContexts > 0)
+    if (nbMade > 0)
     {
-        complain("an engine is gone before its contexts");
+        complain("an engine is gone before what it made");
     }
     countLive(-1);
 }
@@ -58,7 +58,7 @@ Dims Engine::getProfileShape(char const* name, std::int32_t profile, OptProfileS
 
 IRuntimeConfig* Engine::createRuntimeConfig() noexcept
 {
-    return new RuntimeConfig;
+    return new RuntimeConfig{*this};
 }
 
 IExecutionContext* Engine::createExecutionContext(ExecutionContextAllocationStrategy strategy) noexcept
@@ -76,19 +76,34 @@ IExecutionContext* Engine::createExecutionContextWithRuntimeConfig(IRuntimeConfi
     return createExecutionContext(config->getExecutionContextAllocationStrategy());
 }
 
+RuntimeConfig::RuntimeConfig(Engine& engine)
+    : mEngine{engine}
+{
+    DefaultVRuntimeConfig* const self{this};
+    mImpl = self;
+    ++mEngine.nbMade;
+    countLive(1);
+}
+
+RuntimeConfig::~RuntimeConfig()
+{
+    --mEngine.nbMade;
+    countLive(-1);
+}
+
 Context::Context(Engine& engine_, bool ownsMemory)
     : engine{engine_}
     , mOwnsMemory{ownsMemory}
 {
     DefaultVExecutionContext* const self{this};
     mImpl = self;
-    ++engine.nbContexts;
+    ++engine.nbMade;
     countLive(1);
 }
 
 Context::~Context()
 {
-    --engine.nbContexts;
+    --engine.nbMade;
     countLive(-1);
 }
 

@@ -60,17 +60,16 @@ public:
 
     Plan const plan;
     nvinfer1::ILogger* const logger;
-    int nbContexts{0};
+    /// Contexts and configurations that it made and that are there still.
+    int nbMade{0};
 };
 
 class RuntimeConfig final : public DefaultVRuntimeConfig, public nvinfer1::IRuntimeConfig
 {
 public:
-    RuntimeConfig()
-    {
-        DefaultVRuntimeConfig* const self{this};
-        mImpl = self;
-    }
+    explicit RuntimeConfig(Engine& engine);
+    ~RuntimeConfig() override;
+
     nvinfer1::IRuntimeConfig* getPImpl() noexcept override
     {
         return this;
@@ -86,6 +85,7 @@ public:
     }
 
 private:
+    Engine& mEngine;
     nvinfer1::ExecutionContextAllocationStrategy mStrategy{};
 };
 

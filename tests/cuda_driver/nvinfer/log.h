@@ -19,7 +19,7 @@ nvinfer1::ILogger* globalLogger();
 void retainLogger(nvinfer1::ILogger* logger);
 void releaseLogger();
 
-/// How many runtimes, engines and contexts are alive.
+/// Counts runtimes, engines, contexts and configurations that are alive.
 void countLive(int change);
 
 /// What real TensorRT would end the process for.

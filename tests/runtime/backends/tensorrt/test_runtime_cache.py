@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,9 +96,12 @@ class RtxEngine:
         self.accepts = accepts
         self.compiled: list[str] = []
         self.caches: list[Cache] = []
+        self.configs: list[weakref.ref[Config]] = []
 
     def create_runtime_config(self) -> Config:
-        return Config(self)
+        config = Config(self)
+        self.configs.append(weakref.ref(config))
+        return config
 
     def create_execution_context(self, config: Config) -> Context:
         return Context(self, config)
@@ -162,7 +166,9 @@ def test_prompts_of_all_lengths_share_their_kernels(start: Start) -> None:
         run(engine, 0, tokens)
     run(engine, 1, 1)
     assert rtx.compiled == ["profile 0", *TOKEN]
+    # One cache, which what made it outlives.
     assert len(rtx.caches) == 1
+    assert [config() is not None for config in rtx.configs] == [True, True]
 
 
 def test_the_next_start_compiles_nothing(start: Start, plan: Path) -> None:
@@ -278,19 +284,9 @@ def test_a_bundle_with_it_is_whole(start: Start, tiny_v1_bundle: Path, tmp_path:
     tried.write_bytes(b"plan")
     RuntimeCacheFile(tried, GPU).write(b"kernels")
     files = bundle.manifest.files
-    record = EngineRecord(
-        size=4,
-        sha256=hashlib.sha256(b"plan").hexdigest(),
-        graph=DECODER_GRAPH,
-        target="trt-rtx",
-        tensorrt=GPU["tensorrt"],
-        compute_capability=89,
-        plugin_sha256="",
-        graph_sha256=files[DECODER_GRAPH].sha256,
-        weights_sha256=files[WEIGHTS[DECODER_GRAPH]].sha256,
-        max_length=512,
-        max_batch=1,
-    )
+    hashes = (files[DECODER_GRAPH].sha256, files[WEIGHTS[DECODER_GRAPH]].sha256)
+    digest = hashlib.sha256(b"plan").hexdigest()
+    record = EngineRecord(4, digest, DECODER_GRAPH, "trt-rtx", GPU["tensorrt"], 89, "", *hashes, 512, 1)
     put_in_place(bundle, {name: (tried, record)})
     assert RuntimeCacheFile(folder / name, GPU).read() == b"kernels"
     assert not tried.with_suffix(SUFFIX).exists()
