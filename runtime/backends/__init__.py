@@ -107,6 +107,15 @@ def open_backend(name: str | None, bundle: Bundle, threads: int | None) -> Backe
     """
     if (name or DEFAULT) not in NAMES:
         raise OptionError(f"backend {name!r} is not known, expected one of: {', '.join(NAMES)}")
-    module, class_name = _BACKENDS[name or DEFAULT]
-    backend: Backend = getattr(importlib.import_module(module), class_name)(bundle, threads)
+    backend: Backend = backend_class(name or DEFAULT)(bundle, threads)
     return backend
+
+
+def backend_class(name: str) -> Any:  # noqa: ANN401 - classes of several constructors
+    """Imports the class of a backend, one of ``NAMES``.
+
+    Raises:
+        BackendError: it is not installed.
+    """
+    module, class_name = _BACKENDS[name]
+    return getattr(importlib.import_module(module), class_name)

@@ -121,7 +121,7 @@ def backends(bundle: Bundle) -> Iterator[Finding]:
         except TrialError as error:
             yield Finding(name, MISSING, str(error), needed_by=(name,))
         else:
-            yield Finding(name, OK, f"would answer: {found}", needed_by=(name,))
+            yield Finding(name, OK, f"{found}, ready to read weights", needed_by=(name,))
 
 
 def why_untried(bundle: Bundle, capability: int) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import runtime
 from runtime.backends.plugin_library import cache_folder, is_checkout
 from runtime.doctor.children import TrialError, attempt
-from runtime.doctor.report import ALL, MISSING, NOBODY, OK, PROVIDERS, WRONG, Finding
+from runtime.doctor.report import ALL, MISSING, NOBODY, OK, ON_ONNXRUNTIME, WRONG, Finding
 from runtime.packages import BASE, install_command, requirement
 
 PYTHONS = ((3, 10), (3, 13))
@@ -114,7 +114,7 @@ def _distributions() -> dict[str, list[str]]:
 
 def _onnxruntime() -> Finding:
     """ONNX Runtime for CPUs and that for GPUs install into one folder, where one overwrites the other."""
-    what, needed_by, found = "onnxruntime", ("onnxruntime", *PROVIDERS), distributions("onnxruntime")
+    what, needed_by, found = "onnxruntime", ON_ONNXRUNTIME, distributions("onnxruntime")
     if len(found) > 1:
         versions = " and ".join(f"{name} {_version(name)}" for name in found)
         remedy = f"pip uninstall -y {' '.join(found)}, then one of them again: {install_command('onnxruntime')}"

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.backends import NAMES
+from runtime.backends import DEFAULT, NAMES
 from runtime.errors import visible
 
 OK, MISSING, WRONG = "ok", "missing", "wrong"
 
-ALL, CPU, TENSORRT = NAMES, NAMES[:1], NAMES[1:2]
-ON_GPU, PROVIDERS = NAMES[1:], NAMES[2:]
+ALL, CPU, TENSORRT = NAMES, (DEFAULT,), ("tensorrt",)
+ON_GPU = tuple(name for name in NAMES if name not in CPU)
+ON_ONNXRUNTIME = tuple(name for name in NAMES if name.startswith("onnxruntime"))
 NOBODY: tuple[str, ...] = ()
 """The backends that something may be needed by. ``NOBODY`` needs, say, the tools that build the plugin library."""
 

@@ -108,22 +108,24 @@ def register(target: str, library: str, operators: dict[str, int]) -> str:
 
 def backend(name: str, bundle: str) -> str:
     """Does all that a backend does before it reads weights; returns what would compute."""
+    from runtime.backends import DEFAULT, backend_class
+    from runtime.bundle.manifest import DECODER_GRAPH
     from runtime.bundle.reader import Bundle
 
-    opened = Bundle(bundle)
+    opened, kind = Bundle(bundle), backend_class(name)
     if name == "tensorrt":
         from runtime.backends.cuda.pycuda import PyCudaDevice
         from runtime.backends.tensorrt.loader import Loader
 
         return Loader(opened, PyCudaDevice()).description
-    module = importlib.import_module("runtime.backends.onnxruntime.backend")
-    if name == "onnxruntime":
-        graphs = {module.DECODER_GRAPH: module.graph.GraphInMemory(EMPTY_GRAPH)}
-        return str(module.OnnxRuntimeBackend(opened, graphs=graphs).description)
-    kind = importlib.import_module("runtime.backends.onnxruntime.cuda").CudaProviderBackend
-    if kind.provider not in module.ort.get_available_providers() or opened.manifest.by_expert:
+    if name == DEFAULT:
+        from runtime.backends.graph import GraphInMemory
+
+        return str(kind(opened, graphs={DECODER_GRAPH: GraphInMemory(EMPTY_GRAPH)}).description)
+    ort = importlib.import_module("onnxruntime")
+    if kind.provider not in ort.get_available_providers() or opened.manifest.by_expert:
         kind(opened)  # says why not, before it reads weights
-    return _start_provider(module.ort, kind.provider)
+    return _start_provider(ort, kind.provider)
 
 
 def _start_provider(ort: Any, provider: str) -> str:  # noqa: ANN401 - the module
@@ -141,8 +143,8 @@ def _start_provider(ort: Any, provider: str) -> str:  # noqa: ANN401 - the modul
     except OSError as error:
         reason = str(error)
     raise BackendError(
-        f"onnxruntime {ort.__version__} cannot start its {provider} ({' '.join(reason.split())}): install the CUDA "
-        "and cuDNN that it was built for"
+        f"onnxruntime {ort.__version__} cannot start its {provider} ({' '.join(reason.split())}): install the "
+        "libraries of NVIDIA that it was built for"
     )
 
 
