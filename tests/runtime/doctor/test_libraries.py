@@ -244,3 +244,13 @@ def test_another_library_in_the_real_tensorrt(equipped: Machine, make_library: M
     assert status == "wrong"
     assert "cannot load the plugin library" in found
     assert remedy.startswith("build it again with: monoedge plugin")
+
+
+def test_a_library_that_hangs(make_library: MakeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process is ended."""
+    monkeypatch.setattr("runtime.doctor.children.LIMIT_S", 3)
+    library = make_library(
+        body="#include <unistd.h>\n__attribute__((constructor)) static void hangs(void) { pause(); }"
+    )
+    (line,) = looked_at(library, monkeypatch)
+    assert (line.status, line.found) == (WRONG, f"{library}: the process that tried it did not end within 3 s")
