@@ -1,6 +1,6 @@
 """The kernels, or the plugin that calls them, against float64: the first failure is told with its whole problem.
 
-    python -m benchmarks.gpu_day.agree --kernels LIBRARY    # of tests/plugins_trt/kernel_library.cpp
+    python -m benchmarks.gpu_day.agree --kernels LIBRARY    # of plugins_trt/core/experts.cu
     python -m benchmarks.gpu_day.agree --plugin LIBRARY     # of plugin_call.cpp, linked to the plugin library
 
 It needs numpy, ml_dtypes and the driver, and little else runs in its process: ``compute-sanitizer`` can watch it. The

@@ -41,10 +41,9 @@ def nvcc(architecture: str, *arguments: str | Path) -> list[str]:
 
 def kernels(folder: Path, architecture: str) -> list[list[str]]:
     """The commands that make ``KERNELS`` and ``LAYERS``."""
-    shared, sources = ("-shared", "-Xcompiler=-fPIC", f"-I{CORE}"), sorted(CORE.glob("*.cu"))
-    entries = ROOT / "tests/plugins_trt/kernel_library.cpp"
+    shared, sources = ("-shared", "-Xcompiler=-fPIC"), sorted(CORE.glob("*.cu"))
     return [
-        nvcc(architecture, *shared, CORE / "experts.cu", entries, "-o", folder / KERNELS),
+        nvcc(architecture, *shared, CORE / "experts.cu", "-o", folder / KERNELS),
         nvcc(architecture, f"-I{CORE}", ROOT / "benchmarks/kernels.cu", *sources, "-o", folder / LAYERS),
     ]
 

@@ -274,4 +274,24 @@ cudaError_t fusedMoe(FusedMoeParams const& params, cudaStream_t stream)
     return enqueueChecked(params, stream);
 }
 
+int monoedgeExpertLinear(ExpertLinearParams const* params, cudaStream_t stream)
+{
+    return expertLinear(*params, stream);
+}
+
+int monoedgeFusedMoe(FusedMoeParams const* params, cudaStream_t stream)
+{
+    return fusedMoe(*params, stream);
+}
+
+std::size_t monoedgeExpertLinearWorkspace(std::int64_t rows, std::int64_t in, std::int64_t out)
+{
+    return expertLinearWorkspace(rows, in, out);
+}
+
+std::size_t monoedgeFusedMoeWorkspace(std::int64_t rows, std::int64_t hidden, std::int64_t inter)
+{
+    return fusedMoeWorkspace(rows, hidden, inter);
+}
+
 } // namespace monoedge

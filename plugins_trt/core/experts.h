@@ -79,4 +79,14 @@ std::size_t fusedMoeWorkspace(std::int64_t rows, std::int64_t hidden, std::int64
 cudaError_t expertLinear(ExpertLinearParams const& params, cudaStream_t stream);
 cudaError_t fusedMoe(FusedMoeParams const& params, cudaStream_t stream);
 
+/// The same for callers without a compiler, found by name in the loaded library. The first two return a cudaError_t.
+extern "C" __attribute__((visibility("default"))) int monoedgeExpertLinear(
+    ExpertLinearParams const* params, cudaStream_t stream);
+extern "C" __attribute__((visibility("default"))) int monoedgeFusedMoe(
+    FusedMoeParams const* params, cudaStream_t stream);
+extern "C" __attribute__((visibility("default"))) std::size_t monoedgeExpertLinearWorkspace(
+    std::int64_t rows, std::int64_t in, std::int64_t out);
+extern "C" __attribute__((visibility("default"))) std::size_t monoedgeFusedMoeWorkspace(
+    std::int64_t rows, std::int64_t hidden, std::int64_t inter);
+
 } // namespace monoedge

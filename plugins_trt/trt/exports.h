@@ -1,5 +1,5 @@
-// The two functions that TensorRT looks up in a plugin library when it loads one. All else is hidden, but for the entry
-// of core/preprocess.h.
+// The two functions that TensorRT looks up in a plugin library when it loads one. All else is hidden, but for the
+// entries of core/preprocess.h and core/experts.h.
 
 #pragma once
 

@@ -25,8 +25,12 @@ from runtime.records import read_bytes
 LIBRARY = "library"
 """What the line about the library itself is called."""
 
+KERNELS = {"FusedMoE": "monoedgeFusedMoe", "ExpertLinear": "monoedgeExpertLinear"}
+"""The entries of the operators' kernels, by operator; what tells their workspace has ``Workspace`` behind its name."""
+
 SYMBOLS = ["setLoggerFinder", "getCreators", "monoedgeResizeToTiles"]
-"""What TensorRT and the runtime call in it (``plugins_trt/trt/exports.map``)."""
+SYMBOLS += [entry + what for entry in KERNELS.values() for what in ("", "Workspace")]
+"""What TensorRT, the runtime and the doctor call in it (``plugins_trt/trt/exports.map``)."""
 
 _MACHINES = {62: "x86_64", 183: "aarch64"}
 """``e_machine`` of an ELF file, as ``platform.machine`` names it."""

@@ -100,7 +100,7 @@ def placed(array: np.ndarray, offset: int = 0, allocate: Callable[[int, int], np
 
 
 class Kernels:
-    """A library of `kernel_library.cpp`."""
+    """A library of `experts.cu`; one for a CPU has the functions of `kernel_library.cpp` too."""
 
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))
@@ -234,9 +234,8 @@ def build_for_gpu(folder: Path, nvcc: str) -> Kernels:
         subprocess.CalledProcessError: nvcc failed; what it said went to standard error.
     """
     library = folder / "libkernels.so"
-    command = [nvcc, "-std=c++17", "-O3", "-arch=native", "-shared", "-Xcompiler=-fPIC", f"-I{CORE}"]
-    sources = [str(CORE / "experts.cu"), str(HERE / "kernel_library.cpp")]
-    subprocess.run([*command, *sources, "-o", str(library)], check=True)
+    command = [nvcc, "-std=c++17", "-O3", "-arch=native", "-shared", "-Xcompiler=-fPIC"]
+    subprocess.run([*command, str(CORE / "experts.cu"), "-o", str(library)], check=True)
     return Kernels(library)
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from runtime.doctor.plugin import SYMBOLS
+
 from .machines import BASE, Machine
 
 HERE = Path(__file__).resolve().parent
@@ -56,8 +58,6 @@ def with_gpu(equipped: Machine) -> Machine:
 
 
 MakeLibrary = Callable[..., Path]
-
-SYMBOLS = ("setLoggerFinder", "getCreators", "monoedgeResizeToTiles")
 
 
 @pytest.fixture

@@ -176,7 +176,8 @@ def test_a_library_with_code_for_a_chip(
         (
             "",
             ("getCreators",),
-            "{} has no setLoggerFinder, monoedgeResizeToTiles: it is another library, or an older one",
+            "{} has no setLoggerFinder, monoedgeResizeToTiles, monoedgeFusedMoe, monoedgeFusedMoeWorkspace, "
+            "monoedgeExpertLinear, monoedgeExpertLinearWorkspace: it is another library, or an older one",
         ),
         ("int nowhere(void); int f(void) { return nowhere(); }", ("getCreators",), "undefined symbol: nowhere"),
         (
