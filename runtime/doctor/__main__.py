@@ -210,18 +210,19 @@ class Doctor:
             return
         yield _tried("copies", lambda: f"{attempt('bandwidth') / 1e9:.0f} GB/s of the GPU's memory, read and written")
         yield _tried("resizing a picture", lambda: f"{attempt('resize'):,} numbers are those of Pillow")
+        yield _tried("kernels", lambda: f"{attempt('kernels'):,} problems of the operators agree with float64")
         yield self._engines(self._gpu.device.capability)
 
     def _engines(self, capability: int) -> Finding:
         """Compares the engines with what was recorded, by the command that does that."""
-        what, operators = "engines", "and only engines try the operators' kernels"
+        what = "engines"
         if self._bundle is None:
-            return Finding(what, MISSING, f"no bundle was named, {operators}", "name one with --bundle")
+            return Finding(what, MISSING, "no bundle was named", "name one with --bundle")
         from runtime.doctor import bundle
 
         reason, remedy = bundle.why_untried(self._bundle, capability)
         if reason:
-            return Finding(what, MISSING, f"{reason}, {operators}", remedy)
+            return Finding(what, MISSING, reason, remedy)
         words = ("--bundle", str(self._bundle.folder), "--check")
         finding = _tried(what, lambda: command("export.engine", *words))
         if finding.found.startswith("not checked"):

@@ -148,6 +148,13 @@ def _start_provider(ort: Any, provider: str) -> str:  # noqa: ANN401 - the modul
     )
 
 
+def kernels() -> int:
+    """Tries the operators' kernels on the GPU; returns how many problems agreed with float64."""
+    from runtime.doctor import kernel_trials
+
+    return kernel_trials.kernels()
+
+
 EMPTY_GRAPH = (
     b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
@@ -167,7 +174,7 @@ def loaded_files(pattern: str) -> list[str]:
 
 TRIALS: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (imported, driver, device, pycuda, tensorrt, plugin, register, backend, bandwidth, resize)
+    for function in (imported, driver, device, pycuda, tensorrt, plugin, register, backend, bandwidth, resize, kernels)
 }
 
 

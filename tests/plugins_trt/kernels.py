@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from plugins_trt.schema import EXPERT_LINEAR, EXPERTS, FUSED_MOE, MATRICES
+from plugins_trt.schema import EXPERTS, FUSED_MOE, MATRICES
+from runtime.doctor.kernel_trials import BFLOAT16, PARAMS, Weight
+from runtime.doctor.plugin import KERNELS
 
 from .problems import NUMPY_TYPES, Data, Problem, check, reference
 
@@ -25,27 +27,6 @@ GUARD = 256
 """Bytes before and behind each buffer that nobody may write."""
 
 
-class _Weight(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("scale", ctypes.c_void_p), ("inputScale", ctypes.c_void_p)]
-
-
-def _params(*names: str, sizes: tuple[str, str]) -> type[ctypes.Structure]:
-    class Params(ctypes.Structure):
-        _fields_ = [
-            ("type", ctypes.c_int32),
-            ("rows", ctypes.c_int64),
-            *((size, ctypes.c_int64) for size in sizes),
-            ("hiddenStates", ctypes.c_void_p),
-            ("visualMask", ctypes.c_void_p),
-            *((name, _Weight) for name in names),
-            ("output", ctypes.c_void_p),
-            ("workspace", ctypes.c_void_p),
-            ("workspaceSize", ctypes.c_size_t),
-        ]
-
-    return Params
-
-
 _C_NAMES = {
     "text_gate_up": "textGateUp",
     "text_down": "textDown",
@@ -54,11 +35,7 @@ _C_NAMES = {
     "text_weight": "text",
     "visual_weight": "visual",
 }
-_PARAMS = {
-    FUSED_MOE.name: _params("textGateUp", "textDown", "visualGateUp", "visualDown", sizes=("hidden", "inter")),
-    EXPERT_LINEAR.name: _params("text", "visual", sizes=("in", "out")),
-}
-_TYPE_CODES = {"float16": 0, "bfloat16": 1}
+_TYPE_CODES = {"float16": 0, "bfloat16": BFLOAT16}
 POISON = 0xFF
 UNMAPPED = 0x1000
 """Where nothing is mapped, on no system."""
@@ -104,7 +81,7 @@ class Kernels:
 
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))
-        sizes = ("monoedgeFusedMoeWorkspace", "monoedgeExpertLinearWorkspace", "monoedgeCopiedBytes")
+        sizes = (*(f"{entry}Workspace" for entry in KERNELS.values()), "monoedgeCopiedBytes")
         for name in sizes:
             if hasattr(self.library, name):
                 getattr(self.library, name).restype = ctypes.c_size_t
@@ -126,14 +103,14 @@ class Kernels:
 
     def workspace(self, problem: Problem) -> int:
         """Bytes of workspace."""
-        name = f"monoedge{'FusedMoe' if problem.operator is FUSED_MOE else 'ExpertLinear'}Workspace"
+        name = f"{KERNELS[problem.operator.name]}Workspace"
         sizes = (ctypes.c_int64(size) for size in (problem.rows, problem.hidden, problem.size))
         return int(getattr(self.library, name)(*sizes))
 
     def params(self, problem: Problem, addresses: dict[str, int], workspace_size: int, **changed: Any) -> Any:
         """The struct of a call. `addresses` has the tensors of the schema, `<matrix>.scale` and `.input_scale`."""
         weights = {
-            _C_NAMES[f"{expert}_{name}"]: _Weight(
+            _C_NAMES[f"{expert}_{name}"]: Weight(
                 *(addresses.get(f"{expert}_{name}{part}") for part in ("", ".scale", ".input_scale"))
             )
             for expert in EXPERTS
@@ -152,12 +129,11 @@ class Kernels:
             "workspace": addresses["workspace"],
             "workspaceSize": workspace_size,
         }
-        return _PARAMS[problem.operator.name](**{**values, **changed})
+        return PARAMS[problem.operator.name](**{**values, **changed})
 
     def call(self, problem: Problem, params: Any, stream: int = 0) -> int:
         """The status."""
-        name = "monoedgeFusedMoe" if problem.operator is FUSED_MOE else "monoedgeExpertLinear"
-        return int(getattr(self.library, name)(ctypes.byref(params), ctypes.c_void_p(stream)))
+        return int(getattr(self.library, KERNELS[problem.operator.name])(ctypes.byref(params), ctypes.c_void_p(stream)))
 
     def run(
         self,

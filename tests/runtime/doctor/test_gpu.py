@@ -35,10 +35,11 @@ def test_a_gpu(with_gpu: Machine, driver: Path) -> None:
     status, found, _ = report.said("trials on the GPU", "copies")
     assert status == "ok"
     assert found.endswith(" GB/s of the GPU's memory, read and written")
-    assert report.said("trials on the GPU", "resizing a picture")[:2] == (
-        "wrong",
-        "pycuda is not installed; this adds it: pip install pycuda",
-    )
+    for kernel in ("resizing a picture", "kernels"):
+        assert report.said("trials on the GPU", kernel)[:2] == (
+            "wrong",
+            "pycuda is not installed; this adds it: pip install pycuda",
+        )
     assert report.code == 1
     # A GPU is no reason not to answer on the CPU.
     report = with_gpu.doctor("--backend", "onnxruntime")
