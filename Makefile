@@ -59,7 +59,7 @@ $(HEADERS): | $(VENV)/ready
 
 # NVIDIA's headers of the CUDA driver, for one that tests compile and that needs no GPU.
 build/cuda_headers: | $(VENV)/ready
-	$(INSTALL) --no-deps --target $@ 'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-profiler-api==13.0.*'
+	$(INSTALL) --no-deps --target $@ 'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-cuda-profiler-api==13.0.*'
 
 # PyCUDA, which has no wheels, and cuda-bindings, which run on that driver; a minute of one core. PyCUDA links to an
 # empty library, since the driver is found when it runs. Where it cannot be built, the tests that need it are skipped.

@@ -82,15 +82,13 @@ class FrameBackend(Protocol):
         """
 
 
-# Where each backend's class is: module, class.
-_BACKENDS = {
+_BACKENDS = {  # module, class
     "onnxruntime": ("runtime.backends.onnxruntime.backend", "OnnxRuntimeBackend"),
     "tensorrt": ("runtime.backends.tensorrt.backend", "TensorRTBackend"),
     "onnxruntime-cuda": ("runtime.backends.onnxruntime.cuda", "CudaProviderBackend"),
 }
 
-NAMES = tuple(_BACKENDS)
-DEFAULT = "onnxruntime"
+NAMES, DEFAULT = tuple(_BACKENDS), "onnxruntime"
 
 
 def open_backend(name: str | None, bundle: Bundle, threads: int | None) -> Backend:
@@ -112,10 +110,6 @@ def open_backend(name: str | None, bundle: Bundle, threads: int | None) -> Backe
 
 
 def backend_class(name: str) -> Any:  # noqa: ANN401 - classes of several constructors
-    """Imports the class of a backend, one of ``NAMES``.
-
-    Raises:
-        BackendError: it is not installed.
-    """
+    """Imports the class of a backend, one of ``NAMES``; raises a ``BackendError`` where it is not installed."""
     module, class_name = _BACKENDS[name]
     return getattr(importlib.import_module(module), class_name)

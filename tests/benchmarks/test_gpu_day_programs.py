@@ -41,10 +41,10 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The plugin's sources and what plays TensorRT's part, linked to emulated kernels."""
     folders = (*(ROOT / "build/cuda_headers").rglob("include"), Path("/usr/local/cuda/include"))
-    cuda = next((folder for folder in folders if (folder / "cuda_runtime_api.h").is_file()), None)
+    cuda = next((folder for folder in folders if (folder / "crt/host_defines.h").is_file()), None)
     headers = carry.find_headers()
     if cuda is None:
-        pytest.skip("CUDA's headers are not here, which its toolkit brings")
+        pytest.skip("CUDA's headers are not here; this fetches them: make build/cuda_headers")
     if headers is None:
         pytest.skip("TensorRT's headers are not here; this fetches them: make build/tensorrt_headers")
     folder = tmp_path_factory.mktemp("plugin")

@@ -66,8 +66,7 @@ class OnnxRuntimeBackend:
         self._require_format()
         self._require_version()
         self.chunk, self.max_length = CHUNK, bundle.manifest.model.max_length
-        self.length_limit = bundle.length_limit
-        self.dtype = PRECISIONS[bundle.manifest.precision]
+        self.length_limit, self.dtype = bundle.length_limit, PRECISIONS[bundle.manifest.precision]
         self._opened: dict[str, ort.InferenceSession] = {}
         self._lock = threading.Lock()
         self.decoder = self.graph(DECODER_GRAPH)

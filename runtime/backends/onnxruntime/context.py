@@ -152,12 +152,10 @@ class OnnxRuntimeContext:
         if decoder.has_logits:
             logits = np.empty((1, self._backend.bundle.manifest.model.vocab_size), np.float32)
             binding.bind_ortvalue_output(graph.LOGITS, ort.OrtValue.ortvalue_from_numpy(logits))
-        updates = []
-        if self._updates:
-            places = [cache[:, :, start:stop] for cache in self._caches]
-            updates = [(place, np.empty_like(place, order="C")) for place in places]
-            for (_, name), (_, update) in zip(self._pairs, updates, strict=True):
-                binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(update))
+        places = [cache[:, :, start:stop] for cache in self._caches if self._updates]
+        updates = [(place, np.empty_like(place, order="C")) for place in places]
+        for (_, name), (_, update) in zip(self._pairs, updates, strict=False):
+            binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(update))
         with as_backend_error(f"ONNX Runtime failed on tokens {start} to {stop}"):
             decoder.session.run_with_iobinding(binding)
         for place, update in updates:
