@@ -154,6 +154,7 @@ def reference(data: Data) -> tuple[np.ndarray, np.ndarray]:
             if down.input_scale is None:
                 deviation = np.sqrt(rows**2 @ (weights**2).T)
                 extra = PRODUCT_DEVIATIONS * tolerance.unit_roundoff * deviation
+                extra = extra + tolerance.smallest / 2 * np.abs(weights).sum(axis=1)
             else:
                 extra = QUANTIZATION_FLIPS * float(down.input_scale[0]) * np.abs(weights).max(axis=1)
         result = rows @ weights.T

@@ -6,7 +6,8 @@ What remains between it and a correct kernel, per element of the output y, with 
 * The result is rounded once: u · |y|, and where y is subnormal, half of the smallest step.
 * FusedMoE's product p is rounded once before `down`, with errors that are independent of each other. Each is at most
   u · |p|, u / √3 · |p| in the mean square at worst, so that y = Σ d · p is off by a normal deviate of at most
-  u / √3 · ‖d∘p‖. Over a million elements the largest is 5 times that: 3 · u · ‖d∘p‖.
+  u / √3 · ‖d∘p‖. Over a million elements the largest is 5 times that: 3 · u · ‖d∘p‖. Where p is subnormal, it is off by
+  half of the smallest step, which makes at most that times Σ |d|.
 * Sums are in float: their error grows with the sum of the magnitudes, Σ |d| · |p|, and so does what the gate and up
   sums bring, whose own magnitudes are Σ |w| · |x|. `ACCUMULATION` is for both. On a CPU at most 2⁻²⁵ of them was
   seen. A tensor core may cut off where a CPU rounds, up to 2⁻²³ of the sum in each of K / 16 steps; with random signs
