@@ -9,7 +9,7 @@ from pathlib import Path
 
 def child_environment() -> dict[str, str]:
     """Returns this process's environment, in which Python finds our packages where they are."""
-    ours = str(Path(__file__).resolve().parents[2])
+    ours = str(Path(__file__).absolute().parents[2])
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [ours, os.environ.get("PYTHONPATH")]))}
 
 

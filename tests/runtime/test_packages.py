@@ -13,7 +13,7 @@ import pytest
 
 from runtime.packages import install_command, requirement
 
-ROOT = Path(__file__).resolve().parents[2]
+from .doctor.machines import checkout
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,8 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(python: Path, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ours = cwd / "checkout"
+    environment = {**os.environ, "PYTHONPATH": str(ours if ours.exists() else checkout(ours))}
     return subprocess.run([python, *words], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 

@@ -18,6 +18,14 @@ BASE = ("numpy", "pillow", "PIL", "tokenizers", "tqdm")
 """What monoedge needs, by the beginnings of the names in the folder of packages."""
 
 
+def checkout(folder: Path) -> Path:
+    """Our packages under ``folder``, without what pip writes beside them when it installs a checkout."""
+    folder.mkdir(parents=True)
+    for name in ("runtime", "plugins_trt", "export", "calibration"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
 @dataclass
 class Report:
     """What one run said, for people and as JSON."""
@@ -53,6 +61,7 @@ class Machine:
 
     def __post_init__(self) -> None:
         self.packages.mkdir(parents=True)
+        checkout(self.folder / "checkout")
         venv.create(self.folder / "venv", with_pip=False, symlinks=True)
 
     @property
@@ -96,7 +105,7 @@ class Machine:
     def run(self, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {
             "PATH": os.environ["PATH"],
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{self.packages}",
+            "PYTHONPATH": f"{self.folder / 'checkout'}{os.pathsep}{self.packages}",
             "HOME": str(self.folder),
             "MONOEDGE_PLUGIN_LIBRARY": str(self.folder / "no-library.so"),
             **self.variables,

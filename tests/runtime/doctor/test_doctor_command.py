@@ -33,7 +33,7 @@ def test_options_that_cannot_be(machine: Machine, options: tuple[str, ...], said
     done = machine.run(*options)
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
-    assert names(machine) == {"packages", "venv"}
+    assert names(machine) == {"checkout", "packages", "venv"}
 
 
 def test_json_has_what_the_report_says(equipped: Machine) -> None:
@@ -49,7 +49,7 @@ def test_json_has_what_the_report_says(equipped: Machine) -> None:
             assert line + (f"           → {finding['remedy']}\n" if finding["remedy"] else "") in done.stdout
     assert done.stdout.endswith(f"\n{facts['verdict']}\n")
     assert facts["well"] is (done.returncode == 0)
-    assert names(equipped) == {"facts.json", "packages", "venv"}
+    assert names(equipped) == {"checkout", "facts.json", "packages", "venv"}
 
 
 @pytest.mark.parametrize(("target", "code"), [("| true", 0), ("> /dev/full", 2)])
