@@ -318,8 +318,8 @@ def test_told_in_one_line(arguments: list[str], told: str, tmp_path: Path) -> No
 def test_an_unpacked_archive_is_enough(tmp_path: Path) -> None:
     result = call(command("--pack", tmp_path / "day.tar.gz"))
     assert result.returncode == 0, result.stderr
-    with tarfile.open(tmp_path / "day.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
+    # As a user unpacks it: Debian 12's Python 3.11.2 has no safe way of its own.
+    subprocess.run(["tar", "--extract", "--file", tmp_path / "day.tar.gz", "--directory", tmp_path], check=True)
     root = tmp_path / "monoedge"
     listed = call(command("--list", root=root))
     assert listed.returncode == 0, listed.stderr
