@@ -10,12 +10,12 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from runtime.backends.plugin_library import cache_folder
+from runtime.console.files import replaced
 from runtime.errors import BackendError
 from runtime.records import find, read_bytes
 
@@ -79,7 +79,8 @@ class RuntimeCacheFile:
             try:
                 if place.parent != self._plan.parent:
                     place.parent.mkdir(parents=True, exist_ok=True)
-                _replace(place, head.encode() + b"\n" + content)
+                with replaced(place) as partial:
+                    partial.write_bytes(head.encode() + b"\n" + content)
                 return
             except OSError as error:
                 reasons.append(f"{place} ({error.strerror})")
@@ -88,17 +89,3 @@ class RuntimeCacheFile:
 
 def _note(text: str) -> None:
     warnings.warn(text, stacklevel=2)
-
-
-def _replace(file: Path, data: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).replace(file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
