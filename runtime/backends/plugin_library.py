@@ -70,7 +70,7 @@ def require_code(library: Path, capability: int) -> None:
     Raises:
         BackendError: it has none, with the command that builds it.
     """
-    found = _code(read_bytes(library, BackendError))
+    found = gpu_code(library)
     if found and not any(_runs(is_ptx, number, capability) for is_ptx, number in found):
         here = ", ".join(f"{'PTX ' if is_ptx else ''}{number}" for is_ptx, number in sorted(found))
         place = "" if library.parent == install_folder() else f" -o {shlex.quote(str(library))}"
@@ -80,9 +80,13 @@ def require_code(library: Path, capability: int) -> None:
         )
 
 
-def _code(data: bytes) -> set[tuple[bool, int]]:
-    """Returns the code in a library: whether it is PTX, and its architecture."""
-    found = set()
+def gpu_code(library: Path) -> set[tuple[bool, int]]:
+    """Returns the code for GPUs in a library: whether it is PTX, and its architecture.
+
+    Raises:
+        BackendError: the library cannot be read.
+    """
+    data, found = read_bytes(library, BackendError), set()
     for start in _FATBIN.finditer(data):
         place = start.end() + 8
         end = place + int.from_bytes(data[start.end() : place], "little")

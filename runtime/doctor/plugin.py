@@ -8,19 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from runtime.backends.plugin_library import (
-    BUILD_COMMAND,
-    _code,
-    install_folder,
-    plugin_library,
-    require_code,
-)
+from runtime.backends.plugin_library import BUILD_COMMAND, gpu_code, install_folder, plugin_library, require_code
 from runtime.doctor.children import TrialError, attempt
 from runtime.doctor.gpu import Gpu
 from runtime.doctor.libraries import MODULES
 from runtime.doctor.report import MISSING, OK, TENSORRT, WRONG, Finding
 from runtime.errors import BackendError, MonoedgeError
-from runtime.records import read_bytes
 
 LIBRARY = "library"
 """What the line about the library itself is called."""
@@ -93,7 +86,7 @@ def _wrong_file(library: Path) -> str:
 def _fit(library: Path, gpu: Gpu) -> Finding:
     what = "code for GPUs"
     try:
-        has = ", ".join(f"{'PTX of ' * is_ptx}SM {number}" for is_ptx, number in sorted(_code(read_bytes(library))))
+        has = ", ".join(f"{'PTX of ' * is_ptx}SM {number}" for is_ptx, number in sorted(gpu_code(library)))
         if gpu.device is None:
             return Finding(what, OK, f"{has or 'none that can be found'}; no GPU is here to compare it with")
         require_code(library, gpu.device.capability)
